@@ -1,0 +1,59 @@
+"""One invocation travelling through a pipeline."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from resilient import runtime
+
+if TYPE_CHECKING:
+    from resilient.workers import Job
+
+
+class Call:
+    """A function, the arguments it is called with, and what the policies need to know about this one call.
+
+    It is made for every guarded call, so it is kept light: what rarely changes is a default of the class.
+
+    Args:
+        function: What will be called at the innermost point.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    __slots__ = ("__dict__", "args", "function", "kwargs", "now")
+
+    attempt = 1
+    """The number of the attempt that is running, counted from 1 by the innermost `Loop`."""
+
+    abandoned: "tuple[Job, ...]" = ()
+    """Work of this call that goes on in threads which nobody waits for any more (sync `Timeout`)."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.now = runtime.now()
+        """When the call got to where it is. Who lets time pass before calling on sets it anew: one reading of the
+        clock then serves all policies that come after each other without waiting."""
+
+    @classmethod
+    def of_block(cls) -> "Call":
+        """Return a call that stands for a `with` block: there is no function, and there are no arguments."""
+        return cls(_block, (), {})
+
+    def copy(self) -> "Call":
+        """Return a call of the same function and arguments, for running it twice at the same time."""
+        return Call(self.function, self.args, self.kwargs)
+
+
+Next: TypeAlias = Callable[[Call], Any]
+AsyncNext: TypeAlias = Callable[[Call], Awaitable[Any]]
+
+
+def _block() -> None:
+    """Stand in for the function of a call that is really a `with` block."""
+
+
+def is_block(call: Call) -> bool:
+    """Tell whether the call stands for a `with` block, which has no arguments."""
+    return call.function is _block

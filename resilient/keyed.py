@@ -1,0 +1,154 @@
+"""Partitions: one policy for each key, such as a circuit breaker for each host."""
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, cast
+
+from cachetools import LRUCache
+
+from resilient import events, options, runtime
+from resilient.call import AsyncNext, Call, Next
+from resilient.edge import Edge, error_of
+from resilient.policy import Policy
+from resilient.table import OVERFLOW
+
+_PROBES = 16
+
+
+class Keyed(Policy):
+    """Give each key a policy of its own, so that one bad host, tenant or customer does not stop the others.
+
+    Args:
+        factory: A function without arguments that makes the policy of a new key, for example
+            `lambda: CircuitBreaker(consecutive=5)`, or a policy class.
+        key: A function of the call's arguments that returns the key (hashable). Default: the key of the edge,
+            such as the origin of an HTTP request; for plain functions there is only one.
+        max_keys: How many keys have a policy of their own. The least recently used one whose policy is idle is
+            forgotten first; if none is idle, new keys share one policy, as forgetting would reset an open
+            breaker or an exhausted limit. Default 1024.
+        name: What errors and events call this policy. Default: its repr.
+
+    Emits:
+        PartitionsFull, and whatever the policies emit.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Policy],
+        *,
+        key: Callable[..., Hashable] | None = None,
+        max_keys: int = 1024,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        if not callable(factory) or isinstance(factory, Policy):
+            allowed = "a function that makes a new policy, such as `lambda: CircuitBreaker()`"
+            raise options.refuse("Keyed", "factory", factory, allowed, TypeError)
+        self.factory = factory
+        self.key = None if key is None else options.function("Keyed", "key", key)
+        self.max_keys = options.whole("Keyed", "max_keys", max_keys)
+        self._partitions = _Partitions(self.max_keys)
+        template = self._make()  # a bad factory fails here, not at the first call
+        judges = [policy.judge for policy in template.walk() if policy.judge is not None]
+        if judges:
+            self.judge = lambda call, result: error_of(judges, call, result)
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        self._make().link(nxt, edge)  # a policy that does not fit the edge says so now
+        slot = object()
+
+        def keyed(call: Call) -> Any:
+            partition = self._partition(self._key_of(call, edge))
+            linked = partition.links.get(slot)
+            if linked is None:
+                linked = partition.links.setdefault(slot, partition.policy.link(nxt, edge))
+            return linked(call)
+
+        return keyed
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        self._make().alink(nxt, edge)
+        slot = object()
+
+        def keyed(call: Call) -> Awaitable[Any]:
+            partition = self._partition(self._key_of(call, edge))
+            linked = partition.links.get(slot)
+            if linked is None:
+                linked = partition.links.setdefault(slot, partition.policy.alink(nxt, edge))
+            return cast("Awaitable[Any]", linked(call))
+
+        return keyed
+
+    def of(self, key: Hashable) -> Policy:
+        """Return the policy of a key: to look at its state, or to open a breaker by hand."""
+        return self._partition(key).policy
+
+    def policies(self) -> dict[Hashable, Policy]:
+        """Return the policies of all keys that are remembered."""
+        with self._lock:
+            return {key: partition.policy for key, partition in self._partitions.items()}
+
+    def statistics(self) -> dict[Hashable, Any]:
+        """Return the statistics of every key's policy."""
+        return {key: policy.statistics() for key, policy in self.policies().items()}
+
+    def idle(self, now: float) -> bool:
+        return all(policy.idle(now) for policy in self.policies().values())
+
+    def _make(self) -> Policy:
+        policy = self.factory()
+        if not isinstance(policy, Policy):
+            raise TypeError(f"Keyed: factory returned {policy!r}, which is not a policy")
+        for part in policy.walk():
+            part._listeners = self._listeners
+        return policy
+
+    def _key_of(self, call: Call, edge: Edge) -> Hashable:
+        key = edge.key(call) if self.key is None else self.key(*call.args, **call.kwargs)
+        try:
+            hash(key)
+        except TypeError:
+            raise TypeError(f"{self.label}: key= returned {type(key).__name__}, which is not hashable") from None
+        return key
+
+    def _partition(self, key: Hashable) -> "_Partition":
+        with self._lock:
+            partition = self._partitions.get(key)
+            if partition is None:
+                partition = self._partitions.get(OVERFLOW)
+                full = not self._partitions.make_room(runtime.now())
+                if not full or partition is None:
+                    partition = self._partitions[OVERFLOW if full else key] = _Partition(self._make())
+            else:
+                full = False
+        if full:
+            self.emit(events.PartitionsFull, max_keys=self.max_keys)
+        return partition
+
+
+class _Partition:
+    """The policy of one key, and what it was linked to."""
+
+    __slots__ = ("links", "policy")
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.links: dict[object, Any] = {}
+
+
+class _Partitions(LRUCache[Hashable, _Partition]):
+    """Partitions in the order of their last use, with one place more for the overflow partition."""
+
+    def __init__(self, max_keys: int) -> None:
+        super().__init__(maxsize=max_keys + 1)
+        self._max_keys = max_keys
+
+    def make_room(self, now: float) -> bool:
+        """Forget an idle partition if the table is full; tell whether there is room now."""
+        if len(self) - (OVERFLOW in self) < self._max_keys:
+            return True
+        for _ in range(_PROBES):
+            key, partition = self.popitem()
+            if key is not OVERFLOW and partition.policy.idle(now):
+                return True
+            self[key] = partition  # still needed: back in, as the one used last
+        return False

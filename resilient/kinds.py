@@ -1,0 +1,761 @@
+"""The five shapes that a policy can have, each written in both colours, side by side.
+
+A policy is made of pure hooks: numbers in, decisions out. The kinds turn hooks into closures that read the
+clock, wait and call on. They are the only place that knows sync from async: a new policy writes hooks only.
+
+| kind  | it decides                               | policies                             |
+|-------|------------------------------------------|--------------------------------------|
+| Gate  | whether a call may start                 | circuit breaker, rate limit, bulkhead |
+| Loop  | whether a failed call is made again      | retry                                |
+| Scope | how long a call may take                 | timeout                              |
+| Value | what is returned instead of calling      | cache, fallback                      |
+| Race  | when a second copy of the call starts    | hedging                              |
+
+`link` is called once for a pipeline and chooses its closure by what the policy really uses, so that a call
+pays for nothing else.
+"""
+
+import contextvars
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from inspect import isawaitable
+from typing import Any, Final, NoReturn
+
+import anyio
+
+from resilient import blocks, deadline, events, runtime, timers, workers
+from resilient.call import AsyncNext, Call, Next
+from resilient.edge import FUNCTION, Edge
+from resilient.errors import ThreadsExhausted, TimedOut
+from resilient.policy import Policy
+from resilient.ticket import Ticket
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""What a `Value` hook returns when it has no value to offer."""
+
+
+# -- Gate -----------------------------------------------------------------------------------------------------
+
+
+class Gate(Policy):
+    """A policy that lets a call start, lets it wait, or refuses it."""
+
+    times_calls = True
+    """Whether `settle` needs to know the time; if not, it gets the time at which the call started once more."""
+
+    @abstractmethod
+    def admit(self, call: Call, now: float) -> Ticket | None:
+        """Return None to let the call start now, a ticket to let it wait, or raise a `Rejected`."""
+
+    def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
+        """Take note that an admitted call has ended; called on every way out, cancellation included.
+
+        Args:
+            call: The call.
+            error: What it raised, or None.
+            started: The time that was given to `admit`.
+            now: The time now.
+        """
+
+    def leave(self, call: Call, ticket: Ticket) -> BaseException:
+        """Give back a place in the queue, or what was granted too late; return the error to raise.
+
+        Called when the holder of the ticket stops waiting: its time is over, or it was cancelled.
+        """
+        raise NotImplementedError  # only gates that hand out tickets have anything to give back
+
+    def _settles(self) -> bool:
+        return type(self).settle is not Gate.settle or "settle" in self.__dict__
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        admit, settle = self.admit, self.settle
+
+        def admit_only(call: Call) -> Any:
+            ticket = admit(call, call.now)
+            if ticket is not None:
+                self._hold(call, ticket)
+            return nxt(call)
+
+        def gate(call: Call) -> Any:
+            started = call.now
+            ticket = admit(call, started)
+            if ticket is not None:
+                self._hold(call, ticket)
+                started = call.now
+            try:
+                result = nxt(call)
+            except BaseException as error:
+                settle(call, error, started, runtime.now())
+                raise
+            settle(call, None, started, runtime.now())
+            return result
+
+        def untimed(call: Call) -> Any:
+            started = call.now
+            ticket = admit(call, started)
+            if ticket is not None:
+                self._hold(call, ticket)
+                started = call.now
+            try:
+                result = nxt(call)
+            except BaseException as error:
+                settle(call, error, started, started)
+                raise
+            settle(call, None, started, started)
+            return result
+
+        return _covered((gate if self.times_calls else untimed) if self._settles() else admit_only, nxt)
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        admit, settle = self.admit, self.settle
+
+        async def admit_only(call: Call) -> Any:
+            ticket = admit(call, call.now)
+            if ticket is not None:
+                await self._ahold(call, ticket)
+            return await nxt(call)
+
+        async def gate(call: Call) -> Any:
+            started = call.now
+            ticket = admit(call, started)
+            if ticket is not None:
+                await self._ahold(call, ticket)
+                started = call.now
+            try:
+                result = await nxt(call)
+            except BaseException as error:
+                settle(call, error, started, runtime.now())
+                raise
+            settle(call, None, started, runtime.now())
+            return result
+
+        async def untimed(call: Call) -> Any:
+            started = call.now
+            ticket = admit(call, started)
+            if ticket is not None:
+                await self._ahold(call, ticket)
+                started = call.now
+            try:
+                result = await nxt(call)
+            except BaseException as error:
+                settle(call, error, started, started)
+                raise
+            settle(call, None, started, started)
+            return result
+
+        return (gate if self.times_calls else untimed) if self._settles() else admit_only
+
+    def _hold(self, call: Call, ticket: Ticket) -> None:
+        try:
+            granted = runtime.wait(ticket)
+        except BaseException:
+            self.leave(call, ticket)
+            raise
+        if not granted:
+            raise self.leave(call, ticket)
+        call.now = runtime.now()
+
+    async def _ahold(self, call: Call, ticket: Ticket) -> None:
+        try:
+            granted = await runtime.await_ticket(ticket)
+        except BaseException:
+            self.leave(call, ticket)
+            raise
+        if not granted:
+            raise self.leave(call, ticket)
+        call.now = runtime.now()
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        call = Call.of_block()
+        started = call.now
+        ticket = self.admit(call, started)
+        if ticket is not None:
+            self._hold(call, ticket)
+            started = call.now
+        try:
+            yield
+        except BaseException as error:
+            self.settle(call, error, started, runtime.now())
+            raise
+        self.settle(call, None, started, runtime.now())
+
+    @asynccontextmanager
+    async def ablock(self) -> AsyncIterator[None]:
+        call = Call.of_block()
+        started = call.now
+        ticket = self.admit(call, started)
+        if ticket is not None:
+            await self._ahold(call, ticket)
+            started = call.now
+        try:
+            yield
+        except BaseException as error:
+            self.settle(call, error, started, runtime.now())
+            raise
+        self.settle(call, None, started, runtime.now())
+
+
+# -- Loop -----------------------------------------------------------------------------------------------------
+
+
+class Attempts:
+    """The failed attempts of one call under one loop: made when the first one fails.
+
+    Attributes:
+        call: The call.
+        edge: What it ends at.
+        started: When its first attempt began.
+        number: The number of the attempt that runs or has just failed, from 1.
+        state: Whatever the policy wants to remember about this call.
+    """
+
+    __slots__ = ("call", "edge", "number", "started", "state")
+
+    def __init__(self, call: Call, edge: Edge, started: float) -> None:
+        self.call = call
+        self.edge = edge
+        self.started = started
+        self.number = 1
+        self.state: Any = None
+
+
+class Loop(Policy):
+    """A policy that makes a failed call again."""
+
+    @abstractmethod
+    def next_delay(self, attempts: Attempts, error: Exception, now: float) -> float | None:
+        """Return the seconds to wait before the next attempt, or None to let the error out."""
+
+    def succeeded(self, call: Call, edge: Edge) -> None:
+        """Take note that a call has succeeded, with its first attempt or a later one."""
+
+    def check_edge(self, edge: Edge) -> None:
+        """Raise an error if this loop cannot work on such an edge."""
+
+    def refuse_block(self) -> NoReturn:
+        """Say how a block can be made again."""
+        raise TypeError(
+            f"{type(self).__name__} cannot guard a `with` block, because Python cannot run the block again; write "
+            "`for attempt in retry: with attempt: ...` (or `async for`), or decorate a function"
+        )
+
+    def _counts_successes(self) -> bool:
+        return type(self).succeeded is not Loop.succeeded
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        self.check_edge(edge)
+        next_delay, succeeded = self.next_delay, self.succeeded
+
+        def again(attempts: Attempts, delay: float) -> Any:
+            call = attempts.call
+            while True:
+                if delay:
+                    runtime.sleep(delay)
+                attempts.number += 1
+                call.attempt = attempts.number
+                call.now = runtime.now()
+                try:
+                    return nxt(call)
+                except Exception as error:
+                    wanted = next_delay(attempts, error, runtime.now())
+                    if wanted is None:
+                        raise
+                    edge.discard(error)
+                    delay = wanted
+
+        # The retries run outside of the `except` block: each new error would otherwise carry the one before
+        # it as its context, and a long series of attempts would hold on to every traceback.
+        def loop(call: Call) -> Any:
+            started = call.now
+            try:
+                return nxt(call)
+            except Exception as error:
+                attempts = Attempts(call, edge, started)
+                delay = next_delay(attempts, error, runtime.now())
+                if delay is None:
+                    raise
+                edge.discard(error)
+            return again(attempts, delay)
+
+        def counting(call: Call) -> Any:
+            result = loop(call)
+            succeeded(call, edge)
+            return result
+
+        return _covered(counting if self._counts_successes() else loop, nxt)
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        self.check_edge(edge)
+        next_delay, succeeded = self.next_delay, self.succeeded
+
+        async def again(attempts: Attempts, delay: float) -> Any:
+            call = attempts.call
+            while True:
+                await runtime.asleep(delay)  # also for 0: a loop that never yields could not be cancelled
+                attempts.number += 1
+                call.attempt = attempts.number
+                call.now = runtime.now()
+                try:
+                    return await nxt(call)
+                except Exception as error:
+                    wanted = next_delay(attempts, error, runtime.now())
+                    if wanted is None:
+                        raise
+                    edge.discard(error)
+                    delay = wanted
+
+        async def loop(call: Call) -> Any:
+            started = call.now
+            try:
+                return await nxt(call)
+            except Exception as error:
+                attempts = Attempts(call, edge, started)
+                delay = next_delay(attempts, error, runtime.now())
+                if delay is None:
+                    raise
+                edge.discard(error)
+            return await again(attempts, delay)
+
+        async def counting(call: Call) -> Any:
+            result = await loop(call)
+            succeeded(call, edge)
+            return result
+
+        return counting if self._counts_successes() else loop
+
+    def __iter__(self) -> Iterator[blocks.Attempt]:
+        self.check_edge(FUNCTION)
+        return blocks.attempts_of(self, Attempts(Call.of_block(), FUNCTION, runtime.now()))
+
+    def __aiter__(self) -> AsyncIterator[blocks.Attempt]:
+        self.check_edge(FUNCTION)
+        return blocks.aattempts_of(self, Attempts(Call.of_block(), FUNCTION, runtime.now()))
+
+
+# -- Scope ----------------------------------------------------------------------------------------------------
+
+
+class Scope(Policy):
+    """A policy that gives a call a deadline.
+
+    An async call is cancelled when the deadline passes. A sync call runs in a worker thread and is abandoned
+    there, unless `interrupt` is False: then the deadline is only published, for code that looks at it.
+    """
+
+    interrupt: bool = True
+    """Whether the call is stopped at its deadline, or has to look at the deadline by itself."""
+
+    max_abandoned: int = 16
+    """How many abandoned threads may still be running before further sync calls are refused."""
+
+    def __init__(self, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self._queues = timers.TimerQueues()
+        self._abandoned = 0
+
+    @abstractmethod
+    def limit(self, call: Call) -> float:
+        """Return how many seconds the call may take: always the same number for one policy."""
+
+    def timed_out(self, seconds: float) -> TimedOut:
+        """Report that a deadline of this scope has passed, and return the error that says so."""
+        self.emit(events.TimeoutExpired, seconds=seconds)
+        return TimedOut(policy=self.label, seconds=seconds)
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        # A scope outside of another one does not need a thread of its own: the inner one ends the call at
+        # whichever deadline comes first, and all that runs between the two looks at the deadline by itself.
+        if not self.interrupt or getattr(nxt, "interrupts", False):
+
+            def publish(call: Call) -> Any:
+                with deadline.published(deadline.tighten(self, self.limit(call), call.now)):
+                    return nxt(call)
+
+            return _covered(publish, nxt)
+
+        def hop(call: Call) -> Any:
+            until = deadline.tighten(self, self.limit(call), call.now)
+            self._check_threads()
+            context = contextvars.copy_context()
+            context.run(deadline._current.set, until)
+
+            def run() -> Any:
+                call.now = runtime.now()
+                return nxt(call)
+
+            job = workers.Job(run, context, until.at)
+            workers.start(job)
+            try:
+                finished = runtime.wait(job.ticket)
+            except BaseException:
+                self._abandon(call, job)
+                raise
+            if not finished:
+                self._abandon(call, job)
+                raise until.timed_out()
+            return job.outcome()
+
+        hop.interrupts = True  # type: ignore[attr-defined]
+        return hop
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        limit, queues = self.limit, self._queues
+
+        async def publish(call: Call) -> Any:
+            with deadline.published(deadline.tighten(self, limit(call), call.now)):
+                return await nxt(call)
+
+        async def scope(call: Call) -> Any:
+            timer = timers.begin(self, limit(call), call.now, queues)
+            if timer is None:
+                return await nxt(call)
+            try:
+                result = await nxt(call)
+            except BaseException as error:
+                timer.end(error)
+                raise
+            timer.end(None)
+            return result
+
+        return scope if self.interrupt else publish
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        if self.interrupt:
+            raise TypeError(
+                f"{type(self).__name__} cannot interrupt a sync `with` block: only a function can run in a "
+                "thread of its own. Decorate a function, or give interrupt=False and call "
+                "resilient.deadline.check() in the block"
+            )
+        call = Call.of_block()
+        with deadline.published(deadline.tighten(self, self.limit(call), call.now)):
+            yield
+
+    @asynccontextmanager
+    async def ablock(self) -> AsyncIterator[None]:
+        call = Call.of_block()
+        if not self.interrupt:
+            with deadline.published(deadline.tighten(self, self.limit(call), call.now)):
+                yield
+            return
+        timer = timers.begin(self, self.limit(call), call.now, self._queues)
+        try:
+            yield
+        except BaseException as error:
+            if timer is not None:
+                timer.end(error)
+            raise
+        if timer is not None:
+            timer.end(None)
+
+    def _check_threads(self) -> None:
+        running = self._abandoned
+        if running >= self.max_abandoned:
+            self.emit(events.ThreadsRejected, running=running)
+            raise ThreadsExhausted(f"{running} abandoned threads are still running", policy=self.label)
+
+    def _abandon(self, call: Call, job: workers.Job) -> None:
+        with self._lock:
+            self._abandoned += 1
+            running = self._abandoned
+        call.abandoned += (job,)
+        job.when_finished(self._recover_thread)
+        self.emit(events.ThreadAbandoned, running=running)
+
+    def _recover_thread(self) -> None:
+        with self._lock:
+            self._abandoned -= 1
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._abandoned = 0  # threads do not survive a fork
+
+
+# -- Value ----------------------------------------------------------------------------------------------------
+
+
+class Stale:
+    """What `Value.lookup` returns to serve an old value while a new one is fetched in the background."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Value(Policy):
+    """A policy that answers instead of the call: before it, or when it has failed."""
+
+    def lookup(self, call: Call, now: float) -> Any:
+        """Return a value, `Stale(value)`, a ticket of a call that is under way, or MISSING to make the call.
+
+        After MISSING and Stale the call is made and ends in `store`, `recover` or `abandon`. A ticket is
+        granted with a value, with an error, or with MISSING: then its holder makes the call after all.
+        """
+        return MISSING
+
+    def store(self, call: Call, result: Any, now: float) -> None:
+        """Take the result of a call that has succeeded."""
+
+    @abstractmethod
+    def recover(self, call: Call, error: Exception, now: float) -> Any:
+        """Return what to answer for a call that has failed, or MISSING to let the error out.
+
+        In an async chain the answer may be an awaitable.
+        """
+
+    def abandon(self, call: Call) -> None:
+        """Take note that a call was cancelled."""
+
+    def leave(self, call: Call, ticket: Ticket) -> BaseException:
+        """Give back a ticket whose holder stops waiting; return the error to raise."""
+        raise NotImplementedError  # only values that hand out tickets have anything to give back
+
+    def refresh_failed(self, call: Call, error: Exception, now: float) -> None:
+        """Take note that fetching a new value in the background has failed."""
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        lookup, store, recover = self.lookup, self.store, self.recover
+
+        def recovering(call: Call) -> Any:
+            try:
+                return nxt(call)
+            except Exception as error:
+                found = recover(call, error, runtime.now())
+                if found is MISSING:
+                    raise
+                return found
+
+        def compute(call: Call) -> Any:
+            try:
+                result = nxt(call)
+            except Exception as error:
+                found = recover(call, error, runtime.now())
+                if found is MISSING:
+                    raise
+                return found
+            except BaseException:
+                self.abandon(call)
+                raise
+            store(call, result, runtime.now())
+            return result
+
+        def refresh(call: Call) -> None:
+            try:
+                store(call, nxt(call), runtime.now())
+            except Exception as error:
+                self.refresh_failed(call, error, runtime.now())
+            except BaseException:
+                self.abandon(call)
+                raise
+
+        def looking(call: Call) -> Any:
+            found = lookup(call, call.now)
+            kind = found.__class__
+            if kind is Ticket:
+                found = self._outcome(call, found)
+            elif kind is Stale:
+                context = _background()
+                runtime.start_thread(lambda: context.run(refresh, call), "resilient-refresh")
+                return found.value
+            return compute(call) if found is MISSING else found
+
+        return looking if type(self).lookup is not Value.lookup else recovering
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        lookup, store, recover = self.lookup, self.store, self.recover
+
+        async def recovering(call: Call) -> Any:
+            try:
+                return await nxt(call)
+            except Exception as error:
+                found = recover(call, error, runtime.now())
+                if found is MISSING:
+                    raise
+                return await found if isawaitable(found) else found
+
+        async def compute(call: Call) -> Any:
+            try:
+                result = await nxt(call)
+            except Exception as error:
+                found = recover(call, error, runtime.now())
+                if found is MISSING:
+                    raise
+                return found
+            except BaseException:
+                self.abandon(call)
+                raise
+            store(call, result, runtime.now())
+            return result
+
+        async def refresh(call: Call) -> None:
+            try:
+                store(call, await nxt(call), runtime.now())
+            except Exception as error:
+                self.refresh_failed(call, error, runtime.now())
+            except BaseException:
+                self.abandon(call)
+                raise
+
+        async def looking(call: Call) -> Any:
+            found = lookup(call, call.now)
+            kind = found.__class__
+            if kind is Ticket:
+                found = await self._aoutcome(call, found)
+            elif kind is Stale:
+                runtime.start_task(lambda: refresh(call), _background())
+                return found.value
+            return await compute(call) if found is MISSING else found
+
+        return looking if type(self).lookup is not Value.lookup else recovering
+
+    def _outcome(self, call: Call, ticket: Ticket) -> Any:
+        try:
+            granted = runtime.wait(ticket)
+        except BaseException:
+            self.leave(call, ticket)
+            raise
+        if not granted:
+            raise self.leave(call, ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        call.now = runtime.now()
+        return ticket.value
+
+    async def _aoutcome(self, call: Call, ticket: Ticket) -> Any:
+        try:
+            granted = await runtime.await_ticket(ticket)
+        except BaseException:
+            self.leave(call, ticket)
+            raise
+        if not granted:
+            raise self.leave(call, ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        call.now = runtime.now()
+        return ticket.value
+
+
+# -- Race -----------------------------------------------------------------------------------------------------
+
+
+class Race(Policy):
+    """A policy that starts the same call again while the first copy still runs; the first result wins.
+
+    Losers are cancelled; in sync code they are abandoned in their threads. If all copies fail, the error of
+    the first copy is raised.
+    """
+
+    @abstractmethod
+    def next_start(self, call: Call, started: int) -> float | None:
+        """Return the seconds to wait until another copy starts, or None if `started` copies are enough."""
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        def start(call: Call) -> workers.Job:
+            copy = call.copy()
+            job = workers.Job(lambda: nxt(copy), contextvars.copy_context(), None)
+            workers.start(job)
+            return job
+
+        def run(call: Call, jobs: list[workers.Job]) -> Any:
+            failed = 0
+            while True:
+                ended = [job for job in jobs if job.finished]
+                won = next((job for job in ended if job.ticket.error is None), None)
+                if won is not None:
+                    return won.outcome()
+                delay = self.next_start(call, len(jobs))
+                if delay is None and len(ended) == len(jobs):
+                    return jobs[0].outcome()
+                if delay is not None and len(ended) > failed:
+                    delay = 0.0  # there is no point in waiting for a copy that has failed
+                failed = len(ended)
+                ticket = Ticket(expires_at=deadline.tightest(None if delay is None else runtime.now() + delay))
+                for job in jobs:
+                    if job not in ended:
+                        job.when_finished(ticket.grant)
+                if delay == 0 or not runtime.wait(ticket):
+                    deadline.check()
+                    jobs.append(start(call))
+                    self.emit(events.RaceStarted, copy=len(jobs))
+
+        def race(call: Call) -> Any:
+            jobs = [start(call)]
+            try:
+                return run(call, jobs)
+            finally:
+                call.abandoned += tuple(job for job in jobs if not job.finished)
+
+        return race
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        async def race(call: Call) -> Any:
+            results: list[Any] = []
+            errors: dict[int, Exception] = {}
+            started = 0
+            ended = anyio.Event()
+
+            async def run(number: int) -> None:
+                try:
+                    result = await nxt(call.copy())
+                except Exception as error:
+                    errors[number] = error
+                else:
+                    results.append(result)
+                ended.set()
+
+            try:
+                async with anyio.create_task_group() as group:
+                    failed = 0
+                    while not results:
+                        delay = self.next_start(call, started) if started else 0.0
+                        if delay is None and len(errors) == started:
+                            break
+                        if delay is not None and len(errors) > failed:
+                            delay = 0.0
+                        failed = len(errors)
+                        if delay != 0:
+                            ended = anyio.Event()
+                            with anyio.move_on_after(delay):
+                                await ended.wait()
+                                continue
+                        group.start_soon(run, started)
+                        started += 1
+                        if started > 1:
+                            self.emit(events.RaceStarted, copy=started)
+                    group.cancel_scope.cancel()
+            except BaseExceptionGroup as group_error:
+                if len(group_error.exceptions) == 1:
+                    raise group_error.exceptions[0] from None  # an interrupt of a copy, as itself
+                raise
+            for loser in results[1:]:
+                edge.discard(loser)
+            if results:
+                return results[0]
+            raise errors[0]
+
+        return race
+
+
+# -- helpers --------------------------------------------------------------------------------------------------
+
+
+def _covered(closure: Next, nxt: Next) -> Next:
+    """Pass on that a scope further in ends the call at any deadline."""
+    if getattr(nxt, "interrupts", False):
+        closure.interrupts = True  # type: ignore[attr-defined]
+    return closure
+
+
+def _background() -> contextvars.Context:
+    """Return the context for work that outlives the call: the same, without its deadline."""
+    with deadline.detached():
+        return contextvars.copy_context()

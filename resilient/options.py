@@ -1,0 +1,132 @@
+"""Checks of options, so that a bad one fails at construction and says what is allowed.
+
+Every message has the same form: `Timeout: seconds=-1 is not allowed; give a number of seconds > 0`.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+Seconds: TypeAlias = float | timedelta
+"""A duration: seconds as a number, or a timedelta."""
+
+ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+Errors: TypeAlias = ErrorTypes | frozenset[Any] | set[Any] | list[Any] | Callable[[BaseException], object]
+"""Which errors: an exception class, several of them, or a function of the error."""
+
+
+def refuse(owner: str, option: str, value: object, allowed: str, kind: type[Exception] = ValueError) -> Exception:
+    """Build the error for a bad option."""
+    return kind(f"{owner}: {option}={value!r} is not allowed; give {allowed}")
+
+
+def seconds(owner: str, option: str, value: Any, *, zero: bool = False) -> float:
+    """Return a duration in seconds, which must be finite and > 0 (or >= 0 where `zero` is allowed)."""
+    allowed = f"a number of seconds (or a timedelta) {'>=' if zero else '>'} 0"
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise misused(owner, option, value, allowed)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise refuse(owner, option, value, allowed)
+    return float(value)
+
+
+def whole(owner: str, option: str, value: Any, *, minimum: int = 1) -> int:
+    """Return an int that is at least `minimum`."""
+    allowed = f"an int >= {minimum}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise misused(owner, option, value, allowed)
+    if value < minimum:
+        raise refuse(owner, option, value, allowed)
+    return value
+
+
+def fraction(owner: str, option: str, value: Any, *, zero: bool = False) -> float:
+    """Return a number in (0, 1], or in [0, 1] where `zero` is allowed."""
+    allowed = f"a number {'from 0' if zero else 'above 0 and'} up to 1"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise refuse(owner, option, value, allowed, TypeError)
+    if not 0 <= value <= 1 or (value == 0 and not zero):
+        raise refuse(owner, option, value, allowed)
+    return float(value)
+
+
+def flag(owner: str, option: str, value: Any) -> bool:
+    """Return a bool, and nothing that only looks like one."""
+    if not isinstance(value, bool):
+        raise refuse(owner, option, value, "True or False", TypeError)
+    return value
+
+
+def name(owner: str, value: Any) -> str | None:
+    """Return a policy's name: a non-empty str, or None."""
+    if value is not None and not isinstance(value, str):
+        raise refuse(owner, "name", value, "a str or None", TypeError)
+    if value == "":
+        raise refuse(owner, "name", value, "a non-empty str or None")
+    return value
+
+
+def function(owner: str, option: str, value: Any) -> Callable[..., Any]:
+    """Return a sync function (or any other callable that is not async)."""
+    if not callable(value) or isinstance(value, type):
+        raise refuse(owner, option, value, "a function", TypeError)
+    if is_async(value):
+        raise refuse(owner, option, value, "a sync function: policies decide without awaiting", TypeError)
+    checked: Callable[..., Any] = value
+    return checked
+
+
+def errors(owner: str, option: str, value: Any) -> "Errors":
+    """Return an exception class, a tuple of them, or a function of the error, whatever form was given."""
+    allowed = "an exception class, a tuple or set of them, or a function of the error"
+    if isinstance(value, type):
+        if issubclass(value, BaseException):
+            return value
+        raise refuse(owner, option, value, allowed, TypeError)
+    if isinstance(value, tuple | set | frozenset | list):
+        if not value:
+            raise refuse(owner, option, value, allowed)
+        for member in value:
+            if not (isinstance(member, type) and issubclass(member, BaseException)):
+                raise refuse(owner, option, value, allowed, TypeError)
+        return tuple(value)
+    if not callable(value):
+        raise refuse(owner, option, value, allowed, TypeError)
+    return function(owner, option, value)
+
+
+def matcher(wanted: "Errors") -> Callable[[BaseException], object]:
+    """Return a function that tells whether an error is wanted; `wanted` comes from `errors`.
+
+    An exception group is wanted if each error in it is: a group of one transient and one fatal error is fatal.
+    """
+    if not isinstance(wanted, type | tuple):
+        return wanted  # type: ignore[return-value]  # errors() leaves only a function
+
+    def matches(error: BaseException) -> bool:
+        if isinstance(error, wanted):
+            return True
+        return isinstance(error, BaseExceptionGroup) and all(matches(each) for each in error.exceptions)
+
+    return matches
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling this gives an awaitable: coroutine functions, also inside partials and `__call__`."""
+    while hasattr(function, "func") and hasattr(function, "keywords"):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or (
+        callable(function)
+        and not isinstance(function, type)
+        and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    )
+
+
+def misused(owner: str, option: str, value: Any, allowed: str) -> Exception:
+    if inspect.isroutine(value):
+        allowed += f". To decorate a function write @{owner}({option}=...) with parentheses"
+    return refuse(owner, option, value, allowed, TypeError)

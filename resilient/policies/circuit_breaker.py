@@ -1,0 +1,373 @@
+"""Circuit breaker: stop calling what fails, and find out when it is well again.
+
+    CLOSED ----- too many failures, or too many slow calls -----> OPEN
+       ^                                                         |   ^
+       |                                              open time  |   |  too many probes fail:
+       |  enough probes succeed                        is over   v   |  the next open time is longer
+       +---------------------------------------------------- HALF-OPEN
+
+(Nygard, "Release It!".) What is easy to get wrong, and how it is done here:
+
+* A half-open breaker lets probes through one at a time, however many callers there are. Each probe is a lease
+  that expires, so one that hangs or is cancelled cannot keep the breaker half-open for ever.
+* A result counts only if its call began after the last change of state: a slow success from before the trip
+  does not close the breaker, a slow failure from before does not open it again.
+* Refusals of other policies and cancellation say nothing about the dependency, and count as nothing.
+* The state ages from the clock readings it is given. There are no timers.
+* Open times grow and are jittered: a fleet of clients should not probe in step.
+* No code of yours runs under the lock, and the success path takes no lock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import pybreaker
+
+from resilient import deadline, events, options, pybreaker_bridge, runtime
+from resilient.call import Call
+from resilient.counter import Counter
+from resilient.errors import CircuitOpen, FailedResult, Rejected, TimedOut
+from resilient.kinds import Gate
+from resilient.ticket import Ticket
+from resilient.windows import CountWindow, Streak, TimeWindow, Window
+
+
+class State(Enum):
+    """The state of a circuit breaker; the values are pybreaker's names."""
+
+    CLOSED = pybreaker.STATE_CLOSED
+    OPEN = pybreaker.STATE_OPEN
+    HALF_OPEN = pybreaker.STATE_HALF_OPEN
+
+
+_CLOSED = State.CLOSED  # looking up a member of an enum costs as much as calling a function
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitBreakerStatistics:
+    """A snapshot of a `CircuitBreaker`.
+
+    Attributes:
+        state: `closed`, `open` or `half-open`.
+        calls: Calls in the window.
+        failures: How many of them failed.
+        slow: How many of them were slow.
+        opened: How often the breaker has opened since it was made.
+        rejected: Calls that were refused.
+    """
+
+    state: str
+    calls: int
+    failures: int
+    slow: int
+    opened: int
+    rejected: int
+
+
+class CircuitBreaker(Gate):
+    """Refuse calls to what has been failing, and probe whether it is well again.
+
+    Args:
+        breaker: An existing `pybreaker.CircuitBreaker` that decides instead. All options but `probe_lease`,
+            `name` and the listeners of the breaker itself are then its own.
+        failure_rate: Open when at least this fraction of the calls in the window failed. Default 0.5.
+        minimum_calls: Do not judge by fewer calls than this. Default 20.
+        window: The window in seconds, in ten slices. Default 30 s.
+        last: Use a window of the last so many calls instead. Default None.
+        slow: A call that takes this many seconds or longer is slow. Default None: no call is.
+        slow_rate: Open when at least this fraction of the calls in the window was slow. Default 0.5.
+        consecutive: Open after so many failures in a row instead of by rate. Default None.
+        open_for: Seconds for which the breaker stays open the first time. Default 5 s.
+        max_open_for: Each time that the probes fail, the open time doubles, up to this. Default 60 s.
+        jitter: Vary each open time by up to this fraction in both directions. Default 0.2.
+        probes: How many probes decide, one after the other, when the open time is over. Default 3. They are
+            judged by the same rates; with `consecutive`, one that fails is enough to open again.
+        probe_lease: A probe that has not ended after so many seconds is given up, and another call may probe.
+            Make it longer than the timeout of an attempt. Default 10 s.
+        on: Which errors are failures: exception classes or a function of the error. All others show that the
+            dependency answers, and count as successes. Default `Exception`.
+        listeners: `pybreaker.CircuitBreakerListener` objects to tell.
+        storage: A `pybreaker.CircuitBreakerStorage` that shares the state with other breakers. It is asked on
+            every call; with `consecutive`, its counter decides.
+        name: What errors and events call this policy. Default: its repr.
+
+    Raises:
+        CircuitOpen: The breaker is open. It is also a `pybreaker.CircuitBreakerError`; `retry_after` is None
+            only after `isolate()`.
+
+    Emits:
+        CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitRejected.
+    """
+
+    __slots__ = ("_since", "_slow_from", "_state", "_window")  # read by every call
+
+    def __init__(
+        self,
+        breaker: pybreaker.CircuitBreaker | None = None,
+        *,
+        failure_rate: float = 0.5,
+        minimum_calls: int = 20,
+        window: options.Seconds = 30.0,
+        last: int | None = None,
+        slow: options.Seconds | None = None,
+        slow_rate: float = 0.5,
+        consecutive: int | None = None,
+        open_for: options.Seconds = 5.0,
+        max_open_for: options.Seconds = 60.0,
+        jitter: float = 0.2,
+        probes: int = 3,
+        probe_lease: options.Seconds = 10.0,
+        on: "options.Errors" = Exception,
+        listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
+        storage: pybreaker.CircuitBreakerStorage | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        me = "CircuitBreaker"
+        self.failure_rate = options.fraction(me, "failure_rate", failure_rate)
+        self.minimum_calls = options.whole(me, "minimum_calls", minimum_calls)
+        self.window = options.seconds(me, "window", window)
+        self.last = None if last is None else options.whole(me, "last", last)
+        self.slow = None if slow is None else options.seconds(me, "slow", slow)
+        self.slow_rate = options.fraction(me, "slow_rate", slow_rate)
+        self.consecutive = None if consecutive is None else options.whole(me, "consecutive", consecutive)
+        self.open_for = options.seconds(me, "open_for", open_for)
+        self.max_open_for = options.seconds(me, "max_open_for", max_open_for)
+        self.jitter = options.fraction(me, "jitter", jitter, zero=True)
+        self.probes = options.whole(me, "probes", probes)
+        self.probe_lease = options.seconds(me, "probe_lease", probe_lease)
+        self.on = options.errors(me, "on", on)
+        self.listeners = tuple(listeners)
+        self.storage = storage
+        self.breaker = breaker
+        self._check_combination()
+        self._observers = pybreaker_bridge.observers(self)
+        self._matches = options.matcher(self.on)
+        self._slow_from = float("inf") if self.slow is None else self.slow
+        self._window: Window = self._new_window()
+        self._state = State.CLOSED
+        self._since = float("-inf")
+        self._until: float | None = None
+        self._trips = 0
+        self._leases: dict[Call, float] = {}
+        self._probed = self._probes_failed = self._probes_slow = 0
+        self._opened = 0
+        self._rejected = Counter()
+        pybreaker_bridge.attach(self)
+
+    def _check_combination(self) -> None:
+        me = "CircuitBreaker"
+        if self.max_open_for < self.open_for:
+            raise options.refuse(me, "max_open_for", self.max_open_for, f"at least open_for={self.open_for:g}")
+        if self.last is not None and self.last < self.minimum_calls:
+            raise options.refuse(me, "minimum_calls", self.minimum_calls, f"an int up to last={self.last}")
+        if self.consecutive is not None and (self.last is not None or self.slow is not None):
+            other = "last" if self.last is not None else "slow"
+            raise options.refuse(me, other, getattr(self, other), "None, as there is no window with consecutive=")
+
+    def _new_window(self) -> Window:
+        if self.consecutive is not None:
+            return Streak()
+        return TimeWindow(self.window) if self.last is None else CountWindow(self.last)
+
+    # -- the state machine: everything that changes the state is below ------------------------------------------
+
+    def admit(self, call: Call, now: float) -> Ticket | None:
+        if self._state is _CLOSED:
+            return None
+        with self._lock:
+            half_opened = self._state is State.OPEN and self._until is not None and now >= self._until
+            if half_opened:
+                self._enter(State.HALF_OPEN, now)
+            refused = self._state is not State.CLOSED and not self._lease(call, now)
+            retry_after = self._retry_after(now)
+        if half_opened:
+            self._report(State.OPEN, State.HALF_OPEN, events.CircuitHalfOpened)
+        if refused:
+            raise self.refusal(retry_after)
+        return None
+
+    def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
+        slow = self._slow_from <= now - started
+        if error is None and self._state is _CLOSED and not slow:
+            if started >= self._since:
+                self._window.success(now)
+            return
+        neutral = self.says_nothing(error, now)
+        failed = not neutral and error is not None and self.is_failure(error)
+        reason = None
+        with self._lock:
+            before = self._state
+            if before is State.CLOSED:
+                if not neutral and started >= self._since:
+                    self._window.record(now, failed=failed, slow=slow)
+                    reason = self._verdict(now)
+            elif self._leases.pop(call, None) is not None and not neutral:
+                self._probed += 1
+                self._probes_failed += failed
+                self._probes_slow += slow
+                reason = self._verdict_on_probes()
+            if reason is not None:
+                self._enter(State.CLOSED if reason == "well" else State.OPEN, now)
+            open_for = None if self._until is None else self._until - now
+        if reason == "well":
+            self._report(before, State.CLOSED, events.CircuitClosed)
+        elif reason is not None:
+            self._report(before, State.OPEN, events.CircuitOpened, reason=reason, open_for=open_for)
+
+    def force_open(self, reason: str = "forced") -> None:
+        """Open now, as if too many calls had failed: after the open time, probes decide.
+
+        Args:
+            reason: What `CircuitOpened` gives as the reason.
+        """
+        self._move(State.OPEN, reason)
+
+    def isolate(self) -> None:
+        """Open now and stay open until `close()` is called."""
+        self._move(State.OPEN, "isolated")
+
+    def close(self) -> None:
+        """Close now, and forget what was counted."""
+        self._move(State.CLOSED, "closed")
+
+    def _move(self, state: State, reason: str) -> None:
+        now = runtime.now()
+        with self._lock:
+            before = self._state
+            self._enter(state, now)
+            if reason == "isolated":
+                self._until = None
+            open_for = None if self._until is None else self._until - now
+        if state is State.OPEN:
+            self._report(before, state, events.CircuitOpened, reason=reason, open_for=open_for)
+        elif before is not State.CLOSED:
+            self._report(before, state, events.CircuitClosed)
+
+    def adopt(self, state: State, now: float, until: float | None) -> None:
+        """Take over a state that another breaker has put into the shared storage."""
+        with self._lock:
+            before = self._state
+            if before is state:
+                return
+            self._enter(state, now)
+            if state is State.OPEN:
+                self._until = until
+        if state is State.OPEN:
+            open_for = None if until is None else until - now
+            self._report(before, state, events.CircuitOpened, reason="storage", open_for=open_for)
+        else:
+            self._report(before, state, events.CircuitClosed if state is State.CLOSED else events.CircuitHalfOpened)
+
+    def _enter(self, state: State, now: float) -> None:
+        self._state = state
+        self._since = now
+        self._leases.clear()
+        self._probed = self._probes_failed = self._probes_slow = 0
+        if state is State.OPEN:
+            self._opened += 1
+            self._until = now + self._open_time()
+            self._trips += 1
+        elif state is State.CLOSED:
+            self._window.reset()
+            self._until = None
+            self._trips = 0
+
+    def _open_time(self) -> float:
+        growing = min(self.open_for * 2.0 ** min(self._trips, 60), self.max_open_for)
+        return growing * (1 + runtime.random(-self.jitter, self.jitter))
+
+    def _lease(self, call: Call, now: float) -> bool:
+        if self._state is not State.HALF_OPEN:
+            return False
+        for probe, expires_at in list(self._leases.items()):
+            if expires_at <= now:
+                del self._leases[probe]
+        if self._leases:
+            return False
+        self._leases[call] = now + self.probe_lease
+        return True
+
+    def _retry_after(self, now: float) -> float | None:
+        if self._state is State.HALF_OPEN:
+            return max(0.0, min(self._leases.values(), default=now) - now)
+        return None if self._until is None else self._until - now
+
+    def _verdict(self, now: float) -> str | None:
+        calls, failures, slow = self._window.counts(now)
+        if self.consecutive is not None:
+            return "consecutive" if failures >= self.consecutive else None
+        if calls < self.minimum_calls:
+            return None
+        if failures >= self.failure_rate * calls and failures:
+            return "failure_rate"
+        return "slow_rate" if slow and slow >= self.slow_rate * calls else None
+
+    def _verdict_on_probes(self) -> str | None:
+        # Bad probes open again as soon as the rest cannot make up for them; there is no need to run the rest.
+        failures = 1 if self.consecutive is not None else self.failure_rate * self.probes
+        if self._probes_failed and self._probes_failed >= failures:
+            return "probes"
+        if self._probes_slow and self._probes_slow >= self.slow_rate * self.probes:
+            return "probes"
+        return "well" if self._probed >= self.probes else None
+
+    # -- what others may ask ------------------------------------------------------------------------------------
+
+    def is_failure(self, error: BaseException) -> bool:
+        """Tell whether an error of the guarded function counts against it."""
+        return isinstance(error, FailedResult) or bool(self._matches(error))
+
+    def says_nothing(self, error: BaseException | None, now: float) -> bool:
+        """Tell whether the end of a call says nothing about the dependency.
+
+        That is so if a policy refused the call, if it was cancelled, or if a deadline around the breaker cut
+        it short: then it had less time than the dependency may take.
+        """
+        if isinstance(error, TimedOut):
+            limit = deadline.current()
+            return limit is not None and now >= limit.at
+        return isinstance(error, Rejected) or not isinstance(error, Exception | type(None))
+
+    @property
+    def current_state(self) -> str:
+        """`closed`, `open` or `half-open`, as pybreaker names them."""
+        return self._state.value if self.breaker is None else self.breaker.current_state
+
+    @property
+    def fail_counter(self) -> int:
+        """The failures in the window, for pybreaker's listeners."""
+        return self._window.counts(runtime.now()).failures if self.breaker is None else self.breaker.fail_counter
+
+    def idle(self, now: float) -> bool:
+        if self.breaker is not None:
+            return False
+        with self._lock:
+            return self._state is State.CLOSED and not self._window.counts(now).calls
+
+    def statistics(self) -> CircuitBreakerStatistics:
+        """Return the state, what is in the window, and how often the breaker opened and refused."""
+        with self._lock:
+            counts = self._window.counts(runtime.now())
+        return CircuitBreakerStatistics(
+            state=self.current_state,
+            calls=counts.calls,
+            failures=counts.failures if self.breaker is None else self.breaker.fail_counter,
+            slow=counts.slow,
+            opened=self._opened,
+            rejected=self._rejected.value,
+        )
+
+    def refusal(self, retry_after: float | None) -> CircuitOpen:
+        """Report a refused call, and return the error for it."""
+        self._rejected.add()
+        self.emit(events.CircuitRejected, retry_after=retry_after)
+        state = "half-open, and its probe is under way" if self.current_state == "half-open" else "open"
+        return CircuitOpen(f"the circuit is {state}", policy=self.label, retry_after=retry_after)
+
+    def _report(self, before: State, after: State, event: type[events.Event], **fields: Any) -> None:
+        self.emit(event, **fields)
+        for observer in self._observers:
+            observer.changed(before.value, after.value)

@@ -1,0 +1,202 @@
+"""Rate limit: let so many calls start in so much time.
+
+A token bucket, kept as one integer for each key. The bucket drips: a call adds `cost` units of debt, and debt
+drains at the rate of the limit. A call is admitted if its debt fits into the burst; a refused call changes
+nothing, and the time at which it would fit is known exactly. Instead of (debt, time of last change) we store
+the single number `drained_at = time * limit + debt`, in units of 1/limit microseconds: the moment at which the
+bucket is empty. That is the generic cell rate algorithm (GCRA, ITU-T I.371), exact because it is all integers.
+
+Why not a window: a fixed window admits twice the limit around its edge, and a sliding log costs memory for
+every call.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from resilient import deadline, events, options
+from resilient.baton import Baton
+from resilient.call import Call, is_block
+from resilient.counter import Counter
+from resilient.errors import RateLimited
+from resilient.kinds import Gate
+from resilient.rate import Rate
+from resilient.table import OVERFLOW, Table
+from resilient.ticket import Ticket
+
+_MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitStatistics:
+    """A snapshot of a `RateLimit`.
+
+    Attributes:
+        keys: How many keys are remembered.
+        rejected: Calls that were refused.
+        queued: Calls that had to wait.
+    """
+
+    keys: int
+    rejected: int
+    queued: int
+
+
+class RateLimit(Gate):
+    """Let at most so many calls start in so much time.
+
+    Args:
+        rate: How many calls: `"100/minute"`, `"5/10s"` or `Rate(100, per=60)`.
+        key: A function of the call's arguments that returns what the limit is counted by (hashable); each key
+            has the whole rate for itself. Default None: one limit for all calls.
+        burst: How many calls may start at once after a quiet time. Default: as many as the rate names.
+        wait: How long in seconds a call may wait for its turn, first come, first served, instead of being
+            refused. A wait that would end after the deadline is refused at once. Default 0: never wait.
+        cost: How much of the limit a call takes: an int, or a function of the call's arguments. Default 1.
+        max_keys: How many keys are remembered, about 90 bytes each. Keys whose limit is untouched are
+            forgotten first; if all are in use, new keys share one limit. Default 100,000.
+        name: What errors and events call this policy. Default: its repr.
+
+    Raises:
+        RateLimited: The limit is used up; `retry_after` says exactly when the call fits.
+        ValueError: A `cost` function returned less than 1 or more than the burst.
+
+    Emits:
+        RateLimitRejected, RateLimitQueued, PartitionsFull.
+    """
+
+    __slots__ = ("_capacity", "_debt", "_drained", "_give", "_limit", "_take", "key")  # read by every call
+
+    def __init__(
+        self,
+        rate: str | Rate,
+        *,
+        key: Callable[..., Hashable] | None = None,
+        burst: int | None = None,
+        wait: options.Seconds = 0.0,
+        cost: int | Callable[..., int] = 1,
+        max_keys: int = 100_000,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.rate = Rate.of("RateLimit", rate)
+        self.key = None if key is None else options.function("RateLimit", "key", key)
+        self.burst = self.rate.limit if burst is None else options.whole("RateLimit", "burst", burst)
+        self.wait = options.seconds("RateLimit", "wait", wait, zero=True)
+        self.cost = cost if callable(cost) else options.whole("RateLimit", "cost", cost)
+        if callable(cost):
+            options.function("RateLimit", "cost", cost)
+        elif cost > self.burst:
+            raise options.refuse("RateLimit", "cost", cost, f"an int up to burst={self.burst}")
+        self.max_keys = options.whole("RateLimit", "max_keys", max_keys)
+        self._limit = self.rate.limit
+        self._period = self.rate.micros  # the debt of one call: it drains at `limit` units per microsecond
+        self._capacity = self.burst * self._period
+        self._patience = int(self.wait * _MICRO) * self.rate.limit
+        self._debt = self.cost * self._period if isinstance(self.cost, int) else 0
+        self._table: Table[int] = Table(self.max_keys)
+        self._drained = self._table.entries
+        self._baton = Baton()
+        self._take, self._give = self._baton.take, self._baton.give
+        self._rejected = Counter()
+        self._queued = Counter()
+
+    def admit(self, call: Call, now: float) -> Ticket | None:
+        key = None if self.key is None else self._key_of(call)
+        debt = self._debt or self._debt_of(call)
+        at = int(now * _MICRO + 0.5) * self._limit
+        drained = self._drained
+        try:
+            self._take()
+        except IndexError:
+            self._baton.wait()
+        try:
+            drained_at = drained.get(key)
+            if drained_at is not None:
+                due = (drained_at if drained_at > at else at) + debt
+                if due - at <= self._capacity:
+                    drained[key] = due
+                    return None
+        finally:
+            self._give(None)
+        return self._admit_slowly(now, at, key, debt)
+
+    def _admit_slowly(self, now: float, at: int, key: Hashable, debt: int) -> Ticket | None:
+        """Admit a new key, let the call wait, or refuse it."""
+        with self._baton:
+            place = key if key in self._drained else self._table.place_for(key, lambda other: other <= at)
+            due = max(self._drained.get(place, at), at) + debt
+            over = due - at - self._capacity
+            admitted = over <= 0 or (over <= self._patience and self._in_time(at + over))
+            if admitted:
+                self._drained[place] = due
+        if place is OVERFLOW:
+            self.emit(events.PartitionsFull, max_keys=self.max_keys)
+        if not admitted:
+            self._refuse(now, at + over)
+        return None if over <= 0 else self._queue(now, at + over, place, debt)
+
+    def leave(self, call: Call, ticket: Ticket) -> BaseException:
+        """Give the reservation back. The calls behind it keep their turns; the place is for the next one."""
+        key, debt = ticket.value
+        with self._baton:
+            self._table.entries[key] -= debt
+        return RateLimited("the wait was given up", policy=self.label)
+
+    def idle(self, now: float) -> bool:
+        at = int(now * _MICRO + 0.5) * self.rate.limit
+        with self._baton:
+            return all(drained_at <= at for drained_at in self._table.entries.values())
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._give(None)
+
+    def statistics(self) -> RateLimitStatistics:
+        """Return how many keys are remembered, and how many calls were refused or had to wait."""
+        return RateLimitStatistics(
+            keys=len(self._table.entries), rejected=self._rejected.value, queued=self._queued.value
+        )
+
+    def _key_of(self, call: Call) -> Hashable:
+        key = _ask(self.key, "key", call)
+        try:
+            hash(key)
+        except TypeError:
+            raise TypeError(f"{self.label}: key= returned {type(key).__name__}, which is not hashable") from None
+        return key
+
+    def _debt_of(self, call: Call) -> int:
+        cost = _ask(self.cost, "cost", call)
+        allowed = f"an int from 1 to burst={self.burst}"
+        if isinstance(cost, bool) or not isinstance(cost, int):
+            raise TypeError(f"{self.label}: cost= returned {cost!r}; return {allowed}")
+        if not 1 <= cost <= self.burst:
+            raise ValueError(f"{self.label}: cost= returned {cost!r}; return {allowed}")
+        return cost * self._period
+
+    def _seconds(self, due: int) -> float:
+        return -(-due // self.rate.limit) / _MICRO
+
+    def _in_time(self, due: int) -> bool:
+        limit = deadline.current()
+        return limit is None or self._seconds(due) < limit.at
+
+    def _refuse(self, now: float, due: int) -> NoReturn:
+        retry_after = self._seconds(due) - now
+        self._rejected.add()
+        self.emit(events.RateLimitRejected, retry_after=retry_after)
+        raise RateLimited(f"more than {self.rate}", policy=self.label, retry_after=retry_after)
+
+    def _queue(self, now: float, due: int, key: Hashable, debt: int) -> Ticket:
+        ticket = Ticket(ready_at=self._seconds(due))
+        ticket.value = key, debt
+        self._queued.add()
+        self.emit(events.RateLimitQueued, wait=self._seconds(due) - now)
+        return ticket
+
+
+def _ask(function: Any, option: str, call: Call) -> Any:
+    if is_block(call):
+        raise TypeError(f"RateLimit: {option}= is a function of the call's arguments, and a block has none")
+    return function(*call.args, **call.kwargs)

@@ -1,0 +1,178 @@
+"""Timeouts for async code.
+
+On asyncio: `asyncio.timeout` schedules and cancels one loop timer per call, which costs more than all other
+policies together. All deadlines of one `Timeout` have the same length, so they expire in the order in which
+they were set: a FIFO queue and one loop timer, for its head, are enough. A call that ends in time only marks
+its entry. Cancellation follows `asyncio.timeout` to the letter: our own request is taken back with
+`uncancel()`, and becomes a `TimedOut` only if nobody else asked for cancellation too.
+
+On trio: a cancel scope, which does all of this by itself.
+"""
+
+import asyncio
+import threading
+import weakref
+from asyncio import CancelledError, current_task, get_running_loop
+from collections import deque
+from contextvars import Token
+from typing import TYPE_CHECKING, Any
+
+from resilient import runtime
+from resilient.deadline import Deadline, _current, tighten
+
+if TYPE_CHECKING:
+    from resilient.kinds import Scope
+
+
+class Timer(Deadline):
+    """A deadline at which an asyncio task is cancelled.
+
+    It is in its queue from `begin` until the call ends or the time is up, whichever comes first.
+    """
+
+    __slots__ = ("_cancelling", "queue", "task", "token")
+
+    token: "Token[Deadline | None]"
+
+    def __init__(
+        self, at: float, scope: "Scope", seconds: float, task: "asyncio.Task[Any]", queue: "TimerQueue"
+    ) -> None:
+        self.at = at
+        self.scope = scope
+        self.seconds = seconds
+        self.task: asyncio.Task[Any] | None = task
+        self.queue: TimerQueue | None = queue
+        self._cancelling = task.cancelling()
+
+    def expire(self) -> None:
+        """Cancel the task; called by the queue, which has let go of this timer."""
+        self.queue = None
+        if self.task is not None:
+            self.task.cancel()
+
+    def end(self, error: BaseException | None) -> None:
+        """End the call; raise TimedOut if `error` is the cancellation that this timer asked for."""
+        _current.reset(self.token)
+        task = self.task
+        self.task = None  # an entry may stay queued behind an older call: it must not keep the task alive
+        if self.queue is not None:
+            pending = self.queue.pending
+            if pending[-1] is self:
+                pending.pop()
+            while pending and pending[0].task is None:
+                pending.popleft()
+        elif task is not None:
+            ours = task.uncancel() <= self._cancelling
+            if ours and isinstance(error, CancelledError):
+                raise self.timed_out() from error
+
+
+class TimerQueue:
+    """The pending timers of one scope in one event loop, earliest first.
+
+    Args:
+        loop: The loop whose tasks are cancelled; only weakly referenced.
+    """
+
+    __slots__ = ("armed", "loop", "pending")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = weakref.ref(loop)
+        self.pending: deque[Timer] = deque()
+        self.armed = False
+
+    def arm(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        """Have the loop look at the head of the queue after so many seconds."""
+        self.armed = True
+        loop.call_later(delay, self._fire, loop)
+
+    def _fire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.armed = False
+        now = runtime.now()
+        pending = self.pending
+        while pending:
+            head = pending[0]
+            if head.task is not None and head.at > now:
+                self.arm(loop, head.at - now)
+                return
+            pending.popleft().expire()
+
+
+class TimerQueues:
+    """The timer queues of one scope: one for each event loop it has been used in, as long as that lives."""
+
+    __slots__ = ("_lock", "_queues", "last")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TimerQueue] = (
+            weakref.WeakKeyDictionary()
+        )
+        self.last: TimerQueue | None = None
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> TimerQueue:
+        """Return the queue of this loop, and remember it as the `last` one."""
+        with self._lock:
+            queue = self._queues.get(loop)
+            if queue is None:
+                queue = self._queues[loop] = TimerQueue(loop)
+        self.last = queue
+        return queue
+
+
+class TrioTimer:
+    """A deadline that is a trio cancel scope."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        import trio
+
+        self._deadline = deadline
+        self._token = _current.set(deadline)
+        self._cancel_scope = trio.move_on_after(max(0.0, deadline.at - runtime.now()))
+        self._cancel_scope.__enter__()
+
+    def end(self, error: BaseException | None) -> None:
+        """End the call; raise TimedOut if `error` is the cancellation that this scope asked for."""
+        _current.reset(self._token)
+        trace = None if error is None else error.__traceback__
+        self._cancel_scope.__exit__(None if error is None else type(error), error, trace)
+        if self._cancel_scope.cancelled_caught:
+            raise self._deadline.timed_out() from error
+
+
+def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Timer | TrioTimer | None:
+    """Start the time limit of a call in the running task, on asyncio or on trio.
+
+    Returns:
+        What has to be told the `end` of the call, or None if nothing has to be done because a deadline of
+        this same task comes first.
+
+    Raises:
+        TimedOut: A deadline around this one has passed already.
+        RuntimeError: This is not a task.
+    """
+    try:
+        loop = get_running_loop()
+    except RuntimeError:
+        return TrioTimer(tighten(scope, seconds, now))
+    at = now + seconds
+    task = current_task(loop)
+    outer = _current.get()
+    if outer is not None and outer.at <= at:
+        if outer.at <= now:
+            raise outer.timed_out()
+        if outer.__class__ is Timer and outer.task is task:
+            return None
+    else:
+        outer = None
+    if task is None:
+        raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
+    queue = queues.last
+    if queue is None or queue.loop() is not loop:
+        queue = queues.of(loop)
+    mine = Timer(at, scope, seconds, task, queue)
+    queue.pending.append(mine)
+    if not queue.armed:
+        queue.arm(loop, seconds)
+    mine.token = _current.set(outer or mine)
+    return mine

@@ -1,0 +1,150 @@
+"""What a circuit breaker remembers of recent calls.
+
+Three memories with one interface. Successes are recorded without a lock, because they are the common case;
+everything else happens under the lock of the breaker.
+"""
+
+from collections import deque
+from typing import NamedTuple, Protocol
+
+from resilient.counter import Counter
+
+
+class Counts(NamedTuple):
+    """Calls in the window, and how many of them failed or were slow."""
+
+    calls: int
+    failures: int
+    slow: int
+
+
+class Window(Protocol):
+    """A memory of recent calls."""
+
+    def success(self, now: float) -> None:
+        """Record a fast success; needs no lock."""
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Record any other outcome."""
+
+    def counts(self, now: float) -> Counts:
+        """Return what is in the window."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+class _Slice:
+    """The outcomes of one tenth of the window."""
+
+    __slots__ = ("ends", "failures", "others", "slow", "succeed", "successes")
+
+    def __init__(self, ends: float) -> None:
+        self.ends = ends
+        self.successes = Counter()
+        self.succeed = self.successes.add
+        self.others = 0
+        self.failures = 0
+        self.slow = 0
+
+
+class TimeWindow:
+    """The calls of the last so many seconds, in ten slices that are dropped one by one.
+
+    Args:
+        seconds: The length of the window. It covers between 9/10 of that and all of it.
+    """
+
+    __slots__ = ("_current", "_length", "_slices")
+    SLICES = 10
+
+    def __init__(self, seconds: float) -> None:
+        self._length = seconds / self.SLICES
+        self.reset()
+
+    def reset(self) -> None:
+        self._slices: dict[int, _Slice] = {}
+        self._current = _Slice(float("-inf"))
+
+    def success(self, now: float) -> None:
+        current = self._current
+        if now >= current.ends:
+            current = self._turn(now)
+        current.succeed()
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        current = self._current
+        if now >= current.ends:
+            current = self._turn(now)
+        current.others += 1
+        current.failures += failed
+        current.slow += slow
+
+    def counts(self, now: float) -> Counts:
+        self._turn(now)
+        calls = failures = slow = 0
+        for each in list(self._slices.values()):
+            calls += each.successes.value + each.others
+            failures += each.failures
+            slow += each.slow
+        return Counts(calls, failures, slow)
+
+    def _turn(self, now: float) -> _Slice:
+        # Runs without the lock too. setdefault is one operation of the interpreter, so all threads that come
+        # here at the same time get the same slice; dropping an old slice twice does no harm.
+        number = int(now // self._length)
+        slices = self._slices
+        current = slices.setdefault(number, _Slice((number + 1) * self._length))
+        for old in list(slices):
+            if old <= number - self.SLICES:
+                slices.pop(old, None)
+        self._current = current
+        return current
+
+
+class CountWindow:
+    """The last so many calls.
+
+    Args:
+        size: How many.
+    """
+
+    _FAILED, _SLOW = 1, 2
+
+    def __init__(self, size: int) -> None:
+        self._outcomes: deque[int] = deque(maxlen=size)
+
+    def reset(self) -> None:
+        self._outcomes.clear()
+
+    def success(self, now: float) -> None:  # noqa: ARG002 - the same interface as a window of time
+        self._outcomes.append(0)
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:  # noqa: ARG002
+        self._outcomes.append(self._FAILED * failed + self._SLOW * slow)
+
+    def counts(self, now: float) -> Counts:  # noqa: ARG002
+        outcomes = self._outcomes.copy()  # one operation: others append meanwhile
+        failures = sum(1 for outcome in outcomes if outcome & self._FAILED)
+        slow = sum(1 for outcome in outcomes if outcome & self._SLOW)
+        return Counts(len(outcomes), failures, slow)
+
+
+class Streak:
+    """The failures since the last success."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def reset(self) -> None:
+        self._failures = 0
+
+    def success(self, now: float) -> None:  # noqa: ARG002
+        if self._failures:
+            self._failures = 0
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:  # noqa: ARG002
+        self._failures = self._failures + 1 if failed else 0
+
+    def counts(self, now: float) -> Counts:  # noqa: ARG002
+        return Counts(self._failures, self._failures, 0)
