@@ -28,7 +28,10 @@ def enter(policy: "Policy") -> None:
 
 
 def leave(
-    policy: "Policy", kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    policy: "Policy",
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
 ) -> bool | None:
     """Leave the block that was entered last in this context."""
     block: AbstractContextManager[None] = _pop(policy)
@@ -43,7 +46,10 @@ async def aenter(policy: "Policy") -> None:
 
 
 async def aleave(
-    policy: "Policy", kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    policy: "Policy",
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
 ) -> bool | None:
     """Leave the async block that was entered last in this context."""
     block: AbstractAsyncContextManager[None] = _pop(policy)

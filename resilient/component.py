@@ -5,7 +5,8 @@ import inspect
 import os
 import threading
 import weakref
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from resilient import events, options, runtime
 
@@ -20,6 +21,8 @@ class Component:
         name: What errors, events and statistics call it; its repr if None (the default).
     """
 
+    _parameters: ClassVar[Mapping[str, inspect.Parameter]]
+
     __slots__ = ("__dict__", "__weakref__", "_lock")
 
     def __init__(self, *, name: str | None = None) -> None:
@@ -27,6 +30,10 @@ class Component:
         self._listeners = events.Listeners()
         self._lock = threading.Lock()
         _living.add(self)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._parameters = inspect.signature(cls).parameters
 
     def listen(self, listener: events.Listener) -> events.Subscription:
         """Hear the events of this object.
@@ -64,7 +71,7 @@ class Component:
     def _positional(self) -> tuple[Any, ...]:
         return tuple(
             value
-            for option in _signature(type(self)).parameters.values()
+            for option in self._parameters.values()
             if option.kind is option.VAR_POSITIONAL
             for value in getattr(self, option.name)
         )
@@ -72,13 +79,13 @@ class Component:
     def _keywords(self) -> dict[str, Any]:
         return {
             option.name: getattr(self, option.name)
-            for option in _signature(type(self)).parameters.values()
+            for option in self._parameters.values()
             if option.kind in (option.POSITIONAL_OR_KEYWORD, option.KEYWORD_ONLY)
         }
 
     def changed_options(self) -> set[str]:
         """Return the names of the options that differ from their defaults."""
-        parameters = _signature(type(self)).parameters
+        parameters = self._parameters
         return {
             option
             for option, value in self._keywords().items()
@@ -100,11 +107,6 @@ class Component:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (type(self), self._positional(), self._keywords())
-
-
-@functools.cache
-def _signature(cls: type[Component]) -> inspect.Signature:
-    return inspect.signature(cls)
 
 
 def _show(value: Any) -> str:

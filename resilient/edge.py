@@ -33,7 +33,7 @@ class Edge:
         """Return the innermost function of an async chain: it returns the awaitable of the call."""
         return _ainvoke
 
-    def failed(self, result: Any) -> BaseException | None:  # noqa: ARG002 - for other edges to override
+    def failed(self, result: Any) -> BaseException | None:
         """Return the error that a result stands for, or None if it is a good one."""
         return None
 
@@ -46,11 +46,11 @@ class Edge:
         asked = getattr(error, "retry_after", None)
         return float(asked) if isinstance(asked, int | float) else None
 
-    def repeatable(self, call: Call) -> bool:  # noqa: ARG002
+    def repeatable(self, call: Call) -> bool:
         """Tell whether the call may be made more than once."""
         return True
 
-    def key(self, call: Call) -> Hashable:  # noqa: ARG002
+    def key(self, call: Call) -> Hashable:
         """Return the partition that the call belongs to by default."""
         return None
 

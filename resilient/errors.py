@@ -15,7 +15,7 @@ Exception
 Errors of your own functions are never wrapped: what a guarded function raises is what its caller sees.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import pybreaker
 
@@ -95,7 +95,7 @@ class FailedResult(ResilientError):
 
 
 def _rebuild(cls: type[ResilientError], args: tuple[Any, ...], state: dict[str, Any]) -> ResilientError:
-    error: Self = cls.__new__(cls, *args)  # type: ignore[valid-type]
+    error: ResilientError = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
     return error

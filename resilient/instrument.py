@@ -58,7 +58,11 @@ class Instrumented:
         # what they are, and tells what is inherited and must be deleted, not restored.
         own = vars(owner).get(name, _ABSENT)
         inherited = next((vars(base)[name] for base in getattr(owner, "__mro__", ()) if name in vars(base)), own)
-        setattr(owner, name, decorate(self.policy, inherited if inherited is not _ABSENT else getattr(owner, name)))
+        setattr(
+            owner,
+            name,
+            decorate(self.policy, inherited if inherited is not _ABSENT else getattr(owner, name)),
+        )
         self._replaced = (owner, name, own)
 
     def __enter__(self) -> Self:

@@ -127,6 +127,7 @@ def is_async(function: Any) -> bool:
 
 
 def misused(owner: str, option: str, value: Any, allowed: str) -> Exception:
+    """Build the error for an option of the wrong type, which may be a function that was to be decorated."""
     if inspect.isroutine(value):
         allowed += f". To decorate a function write @{owner}({option}=...) with parentheses"
     return refuse(owner, option, value, allowed, TypeError)

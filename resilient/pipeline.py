@@ -71,7 +71,12 @@ class Pipeline(Policy):
         """
         members = {id(policy): policy for policy in self.walk() if policy is not self}
         subscriptions = [Policy.listen(policy, listener) for policy in (self, *members.values())]
-        return events.Subscription(lambda: [subscription.close() for subscription in subscriptions])
+
+        def close() -> None:
+            for subscription in subscriptions:
+                subscription.close()
+
+        return events.Subscription(close)
 
     def statistics(self) -> dict[str, Any]:
         """Return the statistics of the policies that keep any, by label (`label #2` for a second one)."""

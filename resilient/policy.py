@@ -117,7 +117,7 @@ class Policy(Component, ABC):
 
     # -- for the kinds -----------------------------------------------------------------------
 
-    def idle(self, now: float) -> bool:  # noqa: ARG002 - stateless policies have nothing to forget
+    def idle(self, now: float) -> bool:
         """Tell whether the state equals that of a fresh policy, so that forgetting it changes nothing."""
         return True
 

@@ -18,7 +18,6 @@ import pybreaker
 
 from resilient import events, options, runtime
 from resilient.call import Call
-from resilient.errors import CircuitOpen
 
 if TYPE_CHECKING:
     from resilient.policies.circuit_breaker import CircuitBreaker
@@ -52,9 +51,7 @@ class StateView:
 class Listening:
     """Tells pybreaker's listeners; one that raises is logged and disturbs nobody."""
 
-    def __init__(
-        self, breaker: "CircuitBreaker", listeners: Sequence[pybreaker.CircuitBreakerListener]
-    ) -> None:
+    def __init__(self, breaker: "CircuitBreaker", listeners: Sequence[pybreaker.CircuitBreakerListener]) -> None:
         self._breaker = breaker
         self._listeners = listeners
 
@@ -92,7 +89,8 @@ class Sharing:
         with self._logged():
             stored = self._storage.state
             if stored != self._breaker.current_state:
-                self._breaker.adopt(stored, now, self._opened_until(now) if stored == "open" else None)
+                until = self._opened_until(now) if stored == pybreaker.STATE_OPEN else None
+                self._breaker.adopt(stored, now, until)
 
     def admitted(self, call: Call) -> None:
         """Nothing to store."""
@@ -149,7 +147,7 @@ def observers(breaker: "CircuitBreaker") -> list[Observer]:
     if breaker.breaker is not None:
         _check_lone(breaker)
     found: list[Observer] = [Sharing(breaker, storage)] if storage is not None else []
-    return found + [Listening(breaker, breaker.listeners)] if breaker.listeners else found
+    return [*found, Listening(breaker, breaker.listeners)] if breaker.listeners else found
 
 
 def _check_lone(breaker: "CircuitBreaker") -> None:

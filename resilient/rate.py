@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import KW_ONLY, dataclass
-from datetime import timedelta
 from typing import Self
 
 from resilient import options

@@ -30,22 +30,24 @@ async def _asleep(seconds: float) -> None:
 
 def _wait(ticket: Ticket) -> bool:
     if ticket.ready_at is not None:
-        sleep(max(0.0, ticket.ready_at - now()))
+        _installed.sleep(max(0.0, ticket.ready_at - _installed.now()))
         return True
     event = threading.Event()
     if ticket.attach(event.set):
-        event.wait(None if ticket.expires_at is None else max(0.0, ticket.expires_at - now()))
+        event.wait(None if ticket.expires_at is None else max(0.0, ticket.expires_at - _installed.now()))
     return ticket.granted
 
 
 async def _await_ticket(ticket: Ticket) -> bool:
     if ticket.ready_at is not None:
-        await asleep(max(0.0, ticket.ready_at - now()))
+        await _installed.asleep(max(0.0, ticket.ready_at - _installed.now()))
         return True
     event = anyio.Event()
     run_soon = _waker()
     if ticket.attach(lambda: run_soon(event.set)):
-        with anyio.move_on_after(None if ticket.expires_at is None else max(0.0, ticket.expires_at - now())):
+        with anyio.move_on_after(
+            None if ticket.expires_at is None else max(0.0, ticket.expires_at - _installed.now())
+        ):
             await event.wait()
     return ticket.granted
 
@@ -123,7 +125,7 @@ _installed = Runtime()
 
 def install(runtime: Runtime) -> Runtime:
     """Make `runtime` the source of time and randomness for the whole process; return the one it replaces."""
-    global _installed  # noqa: PLW0603 - one process has one runtime; that is the point
+    global _installed
     previous, _installed = _installed, runtime
     for field in fields(Runtime):
         globals()[field.name] = getattr(runtime, field.name)

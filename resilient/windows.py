@@ -117,13 +117,13 @@ class CountWindow:
     def reset(self) -> None:
         self._outcomes.clear()
 
-    def success(self, now: float) -> None:  # noqa: ARG002 - the same interface as a window of time
+    def success(self, now: float) -> None:
         self._outcomes.append(0)
 
-    def record(self, now: float, *, failed: bool, slow: bool) -> None:  # noqa: ARG002
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
         self._outcomes.append(self._FAILED * failed + self._SLOW * slow)
 
-    def counts(self, now: float) -> Counts:  # noqa: ARG002
+    def counts(self, now: float) -> Counts:
         outcomes = self._outcomes.copy()  # one operation: others append meanwhile
         failures = sum(1 for outcome in outcomes if outcome & self._FAILED)
         slow = sum(1 for outcome in outcomes if outcome & self._SLOW)
@@ -139,12 +139,12 @@ class Streak:
     def reset(self) -> None:
         self._failures = 0
 
-    def success(self, now: float) -> None:  # noqa: ARG002
+    def success(self, now: float) -> None:
         if self._failures:
             self._failures = 0
 
-    def record(self, now: float, *, failed: bool, slow: bool) -> None:  # noqa: ARG002
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
         self._failures = self._failures + 1 if failed else 0
 
-    def counts(self, now: float) -> Counts:  # noqa: ARG002
+    def counts(self, now: float) -> Counts:
         return Counts(self._failures, self._failures, 0)

@@ -46,7 +46,7 @@ class Job:
         """Run the function and keep its result or its error in the ticket; called in the worker."""
         try:
             self.ticket.value = self._context.run(self._function)
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+        except BaseException as error:
             self.ticket.error = error
         with self._lock:
             self._finished = True

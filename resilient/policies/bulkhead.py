@@ -161,7 +161,7 @@ class Bulkhead(Gate):
                 self._permits.append(None)
 
     def _release_after(self, call: Call, started: float) -> None:
-        """Release once the threads that this call has left behind have really ended: they still use the resource."""
+        """Release once the threads that this call left behind have really ended: they still use the resource."""
         for job in call.abandoned:
             if job.started_at >= started and not job.finished:
                 job.when_finished(lambda: self._release_after(call, started))

@@ -223,7 +223,9 @@ class Cache(Value):
             hash(key)
         except TypeError as error:
             which = "the arguments are" if self.key is None else "what key= returned is"
-            raise TypeError(f"{self.label}: {which} not hashable; give key= a function that makes a key") from error
+            raise TypeError(
+                f"{self.label}: {which} not hashable; give key= a function that makes a key"
+            ) from error
         return key
 
     def _live_entry(self, key: Hashable, now: float) -> _Entry | None:

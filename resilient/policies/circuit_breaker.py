@@ -246,8 +246,9 @@ class CircuitBreaker(Gate):
         elif before is not State.CLOSED:
             self._report(before, state, events.CircuitClosed)
 
-    def adopt(self, state: State, now: float, until: float | None) -> None:
-        """Take over a state that another breaker has put into the shared storage."""
+    def adopt(self, name: str, now: float, until: float | None) -> None:
+        """Take over a state that another breaker has put into the shared storage, given by pybreaker's name."""
+        state = State(name)
         with self._lock:
             before = self._state
             if before is state:
@@ -259,7 +260,9 @@ class CircuitBreaker(Gate):
             open_for = None if until is None else until - now
             self._report(before, state, events.CircuitOpened, reason="storage", open_for=open_for)
         else:
-            self._report(before, state, events.CircuitClosed if state is State.CLOSED else events.CircuitHalfOpened)
+            self._report(
+                before, state, events.CircuitClosed if state is State.CLOSED else events.CircuitHalfOpened
+            )
 
     def _enter(self, state: State, now: float) -> None:
         self._state = state

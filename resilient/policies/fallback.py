@@ -43,16 +43,17 @@ class Fallback(Value):
         FallbackUsed.
     """
 
-    def __init__(
-        self, *alternatives: Any, on: "options.Errors" = Exception, name: str | None = None
-    ) -> None:
+    def __init__(self, *alternatives: Any, on: "options.Errors" = Exception, name: str | None = None) -> None:
         super().__init__(name=name)
         if not alternatives:
             raise TypeError("Fallback: alternatives=() is not allowed; give a value or a function to fall back to")
         for alternative in alternatives[:-1]:
             if not callable(alternative):
                 raise options.refuse(
-                    "Fallback", "alternatives", alternative, "values only last: nothing after one is ever tried"
+                    "Fallback",
+                    "alternatives",
+                    alternative,
+                    "values only last: nothing after one is ever tried",
                 )
         self.alternatives = alternatives
         self.on = options.errors("Fallback", "on", on)

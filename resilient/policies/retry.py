@@ -134,27 +134,30 @@ class Retry(Loop):
             return None
         edge = attempts.edge
         if not edge.repeatable(attempts.call):
-            return self._give_up(attempts, error, now, "not_repeatable")
+            self._give_up(attempts, error, now, "not_repeatable")
+            return None
         delay = self._waits if isinstance(self._waits, float) else self._ask_wait(attempts, error, now)
         asked = edge.retry_after(error)
         if asked is not None and asked > delay:
             delay = asked
         if self._spent(attempts, error, now, delay):
-            return self._give_up(attempts, error, now, "attempts")
+            self._give_up(attempts, error, now, "attempts")
+            return None
         if asked is not None and asked > self.max_retry_after:
-            return self._give_up(attempts, error, now, "retry_after", asked)
+            self._give_up(attempts, error, now, "retry_after", asked)
+            return None
         limit = deadline.current()
         if limit is not None and now + delay >= limit.at:
-            return self._give_up(attempts, error, now, "deadline", asked)
+            self._give_up(attempts, error, now, "deadline", asked)
+            return None
         if self.budget is not None and not self.budget.withdraw(error, now, edge.key(attempts.call)):
-            return self._give_up(attempts, error, now, "budget")
+            self._give_up(attempts, error, now, "budget")
+            return None
         if attempts.state is not None:
             attempts.state.idle_for += delay
             attempts.state.prepare_for_next_attempt()
         self._retries.add()
-        self.emit(
-            events.RetryScheduled, attempt=attempts.number, delay=delay, error=type(error).__name__
-        )
+        self.emit(events.RetryScheduled, attempt=attempts.number, delay=delay, error=type(error).__name__)
         return delay
 
     def _worth_another_try(self, attempts: Attempts, error: Exception, now: float) -> bool:
@@ -262,13 +265,15 @@ def _wait(wait: Any) -> float | Callable[[tenacity.RetryCallState], float]:
     if isinstance(wait, timedelta | int | float) and not isinstance(wait, bool):
         return options.seconds("Retry", "wait", wait, zero=True)
     if not callable(wait) or isinstance(wait, type) or options.is_async(wait):
-        allowed = "a number of seconds >= 0, a timedelta, a tenacity wait_* strategy or a function of RetryCallState"
+        allowed = (
+            "a number of seconds >= 0, a timedelta, a tenacity wait_* strategy or a function of RetryCallState"
+        )
         raise options.refuse("Retry", "wait", wait, allowed, TypeError)
     strategy: Callable[[tenacity.RetryCallState], float] = wait
     return strategy
 
 
-def _judges_results(strategy: retry_base) -> bool:
+def _judges_results(strategy: Callable[..., bool]) -> bool:
     if isinstance(strategy, tenacity.retry_any | tenacity.retry_all):
         return any(_judges_results(each) for each in strategy.retries)
     return type(strategy).__call__ not in _EXCEPTION_ONLY

@@ -56,7 +56,7 @@ class RetryBudget(Component):
         cap: The most tokens that a partition can hold, and what it starts with. Default 10.
         refill: Seconds in which one token comes back by itself. Default 10 s.
         timeout_cost: Tokens that a retry after a timeout takes; others take 1. Default 2.
-        max_keys: How many partitions with less than the full budget are remembered; more share one. Default 10,000.
+        max_keys: How many partitions that are not full are remembered; more share one. Default 10,000.
         name: What events call this budget. Default: its repr.
 
     Emits:
