@@ -22,7 +22,7 @@ from resilient.errors import (
     TimedOut,
 )
 from resilient.events import Event, listen
-from resilient.instrument import instrument
+from resilient.instrumentation import instrument
 from resilient.keyed import Keyed
 from resilient.pipeline import Pipeline
 from resilient.policies.bulkhead import Bulkhead

@@ -28,19 +28,17 @@ class Deadline:
     Args:
         at: The time in seconds of `runtime.now()`.
         scope: The policy that set it.
-        seconds: The length that the scope was given, in seconds.
     """
 
-    __slots__ = ("at", "scope", "seconds")
+    __slots__ = ("at", "scope")
 
-    def __init__(self, at: float, scope: "Scope", seconds: float) -> None:
+    def __init__(self, at: float, scope: "Scope") -> None:
         self.at = at
         self.scope = scope
-        self.seconds = seconds
 
     def timed_out(self) -> TimedOut:
         """Return the error that names the owner of this deadline, after telling its listeners."""
-        return self.scope.timed_out(self.seconds)
+        return self.scope.timed_out()
 
 
 _current: ContextVar[Deadline | None] = ContextVar("resilient.deadline", default=None)
@@ -86,7 +84,7 @@ def tighten(scope: "Scope", seconds: float, now: float) -> Deadline:
     """
     outer = _current.get()
     if outer is None or outer.at > now + seconds:
-        return Deadline(now + seconds, scope, seconds)
+        return Deadline(now + seconds, scope)
     if outer.at <= now:
         raise outer.timed_out()
     return outer

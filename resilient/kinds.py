@@ -362,11 +362,12 @@ class Scope(Policy):
         self._abandoned = 0
 
     @abstractmethod
-    def limit(self, call: Call) -> float:
-        """Return how many seconds the call may take: always the same number for one policy."""
+    def limit(self) -> float:
+        """Return how many seconds a call may take: always the same number, as the timer queue relies on it."""
 
-    def timed_out(self, seconds: float) -> TimedOut:
+    def timed_out(self) -> TimedOut:
         """Report that a deadline of this scope has passed, and return the error that says so."""
+        seconds = self.limit()
         self.emit(events.TimeoutExpired, seconds=seconds)
         return TimedOut(policy=self.label, seconds=seconds)
 
@@ -376,13 +377,13 @@ class Scope(Policy):
         if not self.interrupt or getattr(nxt, "interrupts", False):
 
             def publish(call: Call) -> Any:
-                with deadline.published(deadline.tighten(self, self.limit(call), call.now)):
+                with deadline.published(deadline.tighten(self, self.limit(), call.now)):
                     return nxt(call)
 
             return _covered(publish, nxt)
 
         def hop(call: Call) -> Any:
-            until = deadline.tighten(self, self.limit(call), call.now)
+            until = deadline.tighten(self, self.limit(), call.now)
             self._check_threads()
             context = contextvars.copy_context()
             context.run(deadline._current.set, until)
@@ -407,14 +408,14 @@ class Scope(Policy):
         return hop
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
-        limit, queues = self.limit, self._queues
+        seconds, queues = self.limit(), self._queues
 
         async def publish(call: Call) -> Any:
-            with deadline.published(deadline.tighten(self, limit(call), call.now)):
+            with deadline.published(deadline.tighten(self, seconds, call.now)):
                 return await nxt(call)
 
         async def scope(call: Call) -> Any:
-            timer = timers.begin(self, limit(call), call.now, queues)
+            timer = timers.begin(self, seconds, call.now, queues)
             if timer is None:
                 return await nxt(call)
             try:
@@ -436,17 +437,17 @@ class Scope(Policy):
                 "resilient.deadline.check() in the block"
             )
         call = Call.of_block()
-        with deadline.published(deadline.tighten(self, self.limit(call), call.now)):
+        with deadline.published(deadline.tighten(self, self.limit(), call.now)):
             yield
 
     @asynccontextmanager
     async def ablock(self) -> AsyncIterator[None]:
         call = Call.of_block()
         if not self.interrupt:
-            with deadline.published(deadline.tighten(self, self.limit(call), call.now)):
+            with deadline.published(deadline.tighten(self, self.limit(), call.now)):
                 yield
             return
-        timer = timers.begin(self, self.limit(call), call.now, self._queues)
+        timer = timers.begin(self, self.limit(), call.now, self._queues)
         try:
             yield
         except BaseException as error:
@@ -564,7 +565,10 @@ class Value(Policy):
                 found = self._outcome(call, found)
             elif kind is Stale:
                 context = _background()
-                runtime.start_thread(lambda: context.run(refresh, call), "resilient-refresh")
+                try:
+                    runtime.start_thread(lambda: context.run(refresh, call), "resilient-refresh")
+                except RuntimeError as error:  # no more threads: the old value still serves
+                    self.refresh_failed(call, error, call.now)
                 return found.value
             return compute(call) if found is MISSING else found
 

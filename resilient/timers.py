@@ -27,26 +27,30 @@ if TYPE_CHECKING:
 class Timer(Deadline):
     """A deadline at which an asyncio task is cancelled.
 
-    It is in its queue from `begin` until the call ends or the time is up, whichever comes first.
+    It is in its queue from the beginning until the call ends or the time is up, whichever comes first.
     """
 
-    __slots__ = ("_cancelling", "queue", "task", "token")
+    __slots__ = ("_cancelling", "pending", "task", "token")
 
     token: "Token[Deadline | None]"
 
     def __init__(
-        self, at: float, scope: "Scope", seconds: float, task: "asyncio.Task[Any]", queue: "TimerQueue"
+        self,
+        at: float,
+        scope: "Scope",
+        task: "asyncio.Task[Any]",
+        pending: "deque[Timer]",
     ) -> None:
         self.at = at
         self.scope = scope
-        self.seconds = seconds
         self.task: asyncio.Task[Any] | None = task
-        self.queue: TimerQueue | None = queue
+        self.pending: deque[Timer] | None = pending
         self._cancelling = task.cancelling()
+        pending.append(self)
 
     def expire(self) -> None:
         """Cancel the task; called by the queue, which has let go of this timer."""
-        self.queue = None
+        self.pending = None
         if self.task is not None:
             self.task.cancel()
 
@@ -55,8 +59,8 @@ class Timer(Deadline):
         _current.reset(self.token)
         task = self.task
         self.task = None  # an entry may stay queued behind an older call: it must not keep the task alive
-        if self.queue is not None:
-            pending = self.queue.pending
+        pending = self.pending
+        if pending is not None:
             if pending[-1] is self:
                 pending.pop()
             while pending and pending[0].task is None:
@@ -168,10 +172,10 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
     if task is None:
         raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     queue = queues.last
-    if queue is None or queue.loop() is not loop:
+    last_loop = None if queue is None else queue.loop
+    if queue is None or last_loop() is not loop:
         queue = queues.of(loop)
-    mine = Timer(at, scope, seconds, task, queue)
-    queue.pending.append(mine)
+    mine = Timer(at, scope, task, queue.pending)
     if not queue.armed:
         queue.arm(loop, seconds)
     mine.token = _current.set(outer or mine)

@@ -80,10 +80,13 @@ class Bulkhead(Gate):
         return self._queue_up(now)
 
     def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
-        if call.abandoned:
+        if call.abandoned or self._waiting or started < self._filled_at:
             self._release_after(call, started)
-        else:
-            self._release(started)
+            return
+        self._permits.append(None)
+        if self._waiting:  # somebody has begun to wait just now, and may have seen no permit
+            with self._lock:
+                self._hand_out()
 
     def leave(self, call: Call, ticket: Ticket) -> BaseException:
         with self._lock:

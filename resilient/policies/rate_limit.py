@@ -105,9 +105,10 @@ class RateLimit(Gate):
         key = None if self.key is None else self._key_of(call)
         debt = self._debt or self._debt_of(call)
         at = int(now * _MICRO + 0.5) * self._limit
-        drained = self._drained
+        # Locals: calling an attribute that is not a method is a slow path of CPython 3.11.
+        drained, take, give = self._drained, self._take, self._give
         try:
-            self._take()
+            take()
         except IndexError:
             self._baton.wait()
         try:
@@ -118,7 +119,7 @@ class RateLimit(Gate):
                     drained[key] = due
                     return None
         finally:
-            self._give(None)
+            give(None)
         return self._admit_slowly(now, at, key, debt)
 
     def _admit_slowly(self, now: float, at: int, key: Hashable, debt: int) -> Ticket | None:

@@ -10,7 +10,6 @@ queues do not wait past it. See `resilient.deadline`.
 """
 
 from resilient import options
-from resilient.call import Call
 from resilient.kinds import Scope
 
 
@@ -47,5 +46,5 @@ class Timeout(Scope):
         self.interrupt = options.flag("Timeout", "interrupt", interrupt)
         self.max_abandoned = options.whole("Timeout", "max_abandoned", max_abandoned)
 
-    def limit(self, call: Call) -> float:
+    def limit(self) -> float:
         return self.seconds

@@ -1,0 +1,1 @@
+"""Where events go: listeners for logging, one file for each destination."""
