@@ -12,29 +12,29 @@ if TYPE_CHECKING:
 class Call:
     """A function, the arguments it is called with, and what the policies need to know about this one call.
 
-    It is made for every guarded call, so it is kept light: what rarely changes is a default of the class.
+    It is made for every guarded call, so it is kept light.
 
     Args:
         function: What will be called at the innermost point.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
+
+    Attributes:
+        now: When the call got to where it is, in seconds. Who lets time pass before calling on sets it anew: so
+            one reading of the clock serves all policies that come after each other without waiting.
+        attempt: The number of the attempt that is running, counted from 1 by the innermost `Loop`.
+        abandoned: Work of this call that goes on in threads which nobody waits for any more (sync `Timeout`).
     """
 
-    __slots__ = ("__dict__", "args", "function", "kwargs", "now")
-
-    attempt = 1
-    """The number of the attempt that is running, counted from 1 by the innermost `Loop`."""
-
-    abandoned: "tuple[Job, ...]" = ()
-    """Work of this call that goes on in threads which nobody waits for any more (sync `Timeout`)."""
+    __slots__ = ("abandoned", "args", "attempt", "function", "kwargs", "now")
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function = function
         self.args = args
         self.kwargs = kwargs
         self.now = runtime.now()
-        """When the call got to where it is. Who lets time pass before calling on sets it anew: one reading of the
-        clock then serves all policies that come after each other without waiting."""
+        self.attempt = 1
+        self.abandoned: tuple[Job, ...] = ()
 
     @classmethod
     def of_block(cls) -> "Call":

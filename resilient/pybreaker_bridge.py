@@ -213,7 +213,10 @@ class Borrowed:
     def __init__(self, policy: "CircuitBreaker", breaker: pybreaker.CircuitBreaker) -> None:
         self._policy = policy
         self._breaker = breaker
-        self._running: dict[Call, tuple[pybreaker.CircuitBreakerState, Generator[Any, Any, Any]]] = {}
+        # By call and start: a call that was abandoned in its thread may be under way twice.
+        self._running: dict[
+            tuple[Call, float], tuple[pybreaker.CircuitBreakerState, Generator[Any, Any, Any]]
+        ] = {}
         self._probe: tuple[Call, float] | None = None
         self._reporter = _Reporter(policy)
         breaker.add_listener(self._reporter)
@@ -233,13 +236,14 @@ class Borrowed:
         try:
             trial = self._breaker.call(_trial)
         except pybreaker.CircuitBreakerError:
-            self._end_probe(call)
+            self._end_probe(call, now)
             raise self._policy.refusal(self._reporter.retry_after(now)) from None
-        self._running[call] = (self._breaker.state, trial)
+        self._running[call, now] = (self._breaker.state, trial)
 
     def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
-        state, trial = self._running.pop(call)
-        fenced = state.name != pybreaker.STATE_CLOSED and not self._end_probe(call)
+        state, trial = self._running.pop((call, started))
+        late = now >= started + self._policy.probe_lease
+        fenced = state.name != pybreaker.STATE_CLOSED and (not self._end_probe(call, started) or late)
         if fenced or self._policy.says_nothing(error, now) or self._breaker.state is not state:
             return
         with contextlib.suppress(StopIteration, pybreaker.CircuitBreakerError):
@@ -250,9 +254,9 @@ class Borrowed:
                 with contextlib.suppress(type(error)):
                     trial.throw(error)
 
-    def _end_probe(self, call: Call) -> bool:
+    def _end_probe(self, call: Call, started: float) -> bool:
         with self._policy._lock:
-            mine = self._probe is not None and self._probe[0] is call
+            mine = self._probe == (call, started + self._policy.probe_lease)
             if mine:
                 self._probe = None
             return mine

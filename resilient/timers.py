@@ -172,8 +172,9 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
     if task is None:
         raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     queue = queues.last
-    last_loop = None if queue is None else queue.loop
-    if queue is None or last_loop() is not loop:
+    if queue is not None:
+        its_loop = queue.loop  # a local, because calling an attribute is a slow path of CPython 3.11
+    if queue is None or its_loop() is not loop:
         queue = queues.of(loop)
     mine = Timer(at, scope, task, queue.pending)
     if not queue.armed:

@@ -63,6 +63,7 @@ class Bulkhead(Gate):
         self.wait = None if wait is None else options.seconds("Bulkhead", "wait", wait)
         self._rejected = Counter()
         self._fill()
+        self._filled_at = float("-inf")  # not now: virtual time may begin later, and before this
 
     def _fill(self) -> None:
         self._permits: deque[None] = deque([None] * self.limit)

@@ -204,7 +204,7 @@ class CircuitBreaker(Gate):
                 if not neutral and started >= self._since:
                     self._window.record(now, failed=failed, slow=slow)
                     reason = self._verdict(now)
-            elif self._leases.pop(call, None) is not None and not neutral:
+            elif now < started + self.probe_lease and self._leases.pop(call, None) is not None and not neutral:
                 self._probed += 1
                 self._probes_failed += failed
                 self._probes_slow += slow

@@ -138,10 +138,15 @@ class RateLimit(Gate):
         return None if over <= 0 else self._queue(now, at + over, place, debt)
 
     def leave(self, call: Call, ticket: Ticket) -> BaseException:
-        """Give the reservation back. The calls behind it keep their turns; the place is for the next one."""
-        key, debt = ticket.value
+        """Give the reservation back, unless others have queued behind it.
+
+        They keep their turns, and a call at the end of a shorter queue would start together with the last of
+        them: more than the limit allows.
+        """
+        key, debt, due = ticket.value
         with self._baton:
-            self._table.entries[key] -= debt
+            if self._drained.get(key) == due:
+                self._drained[key] -= debt
         return RateLimited("the wait was given up", policy=self.label)
 
     def idle(self, now: float) -> bool:
@@ -191,7 +196,7 @@ class RateLimit(Gate):
 
     def _queue(self, now: float, due: int, key: Hashable, debt: int) -> Ticket:
         ticket = Ticket(ready_at=self._seconds(due))
-        ticket.value = key, debt
+        ticket.value = key, debt, due + self._capacity
         self._queued.add()
         self.emit(events.RateLimitQueued, wait=self._seconds(due) - now)
         return ticket
