@@ -615,7 +615,8 @@ class Value(Policy):
             if kind is Ticket:
                 found = await self._aoutcome(call, found)
             elif kind is Stale:
-                runtime.start_task(lambda: refresh(call), _background())
+                # asyncio may cancel a task before its first step, and then nothing in `refresh` runs at all.
+                runtime.start_task(lambda: refresh(call), _background(), lambda: self.abandon(call))
                 return found.value
             return await compute(call) if found is MISSING else found
 

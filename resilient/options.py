@@ -13,7 +13,7 @@ Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a timedelta."""
 
 ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
-Errors: TypeAlias = ErrorTypes | frozenset[Any] | set[Any] | list[Any] | Callable[[BaseException], object]
+Errors: TypeAlias = ErrorTypes | frozenset[Any] | set[Any] | list[Any] | Callable[[Exception], object]
 """Which errors: an exception class, several of them, or a function of the error."""
 
 
@@ -99,7 +99,7 @@ def errors(owner: str, option: str, value: Any) -> "Errors":
     return function(owner, option, value)
 
 
-def matcher(wanted: "Errors") -> Callable[[BaseException], object]:
+def matcher(wanted: "Errors") -> Callable[[Exception], object]:
     """Return a function that tells whether an error is wanted; `wanted` comes from `errors`.
 
     An exception group is wanted if each error in it is: a group of one transient and one fatal error is fatal.

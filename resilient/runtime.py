@@ -75,7 +75,11 @@ def start_daemon(function: Callable[[], object], name: str) -> None:
 _tasks: set[asyncio.Task[Any]] = set()
 
 
-def _start_task(function: Callable[[], Coroutine[Any, Any, object]], context: contextvars.Context) -> None:
+def _start_task(
+    function: Callable[[], Coroutine[Any, Any, object]],
+    context: contextvars.Context,
+    ended: Callable[[], object],
+) -> None:
     if in_trio():
         import trio
 
@@ -84,6 +88,7 @@ def _start_task(function: Callable[[], Coroutine[Any, Any, object]], context: co
     task = asyncio.get_running_loop().create_task(function(), context=context)
     _tasks.add(task)  # the event loop itself keeps only weak references
     task.add_done_callback(_tasks.discard)
+    task.add_done_callback(lambda _task: ended())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ class Runtime:
         wait: Block until the ticket is ready, granted or expired; tell whether it was granted.
         await_ticket: The same for a task.
         start_thread: Run a function in a new daemon thread of the given name.
-        start_task: Run a coroutine function in the background of the running event loop.
+        start_task: Run a coroutine function in the background of the running event loop. Where a task can be
+            cancelled before its first step, call the third argument when it has ended, however it has.
         random: Source of all jitter. The module-wide generator, because CPython seeds it again after fork.
     """
 
@@ -107,7 +113,9 @@ class Runtime:
     wait: Callable[[Ticket], bool] = _wait
     await_ticket: Callable[[Ticket], Awaitable[bool]] = _await_ticket
     start_thread: Callable[[Callable[[], object], str], None] = start_daemon
-    start_task: Callable[[Callable[[], Coroutine[Any, Any, object]], contextvars.Context], None] = _start_task
+    start_task: Callable[
+        [Callable[[], Coroutine[Any, Any, object]], contextvars.Context, Callable[[], object]], None
+    ] = _start_task
     random: Callable[[float, float], float] = _random.uniform
 
 
@@ -117,7 +125,9 @@ asleep: Callable[[float], Awaitable[None]]
 wait: Callable[[Ticket], bool]
 await_ticket: Callable[[Ticket], Awaitable[bool]]
 start_thread: Callable[[Callable[[], object], str], None]
-start_task: Callable[[Callable[[], Coroutine[Any, Any, object]], contextvars.Context], None]
+start_task: Callable[
+    [Callable[[], Coroutine[Any, Any, object]], contextvars.Context, Callable[[], object]], None
+]
 random: Callable[[float, float], float]
 
 _installed = Runtime()

@@ -12,11 +12,14 @@ offers all of this as fixtures.
 """
 
 import asyncio
+import functools
 import heapq
 import inspect
+import itertools
 import random
 import selectors
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,8 +40,10 @@ __all__ = ["Colour", "Flaky", "VirtualTime", "capture_events", "flaky", "run", "
 class VirtualTime:
     """A clock that stands still while anything runs, and jumps when everything waits.
 
-    Threads take part once they are started through `run_threads` (or by a sync `Timeout`). The clock jumps to
-    the next moment at which one of them wakes when all of them sleep or wait.
+    Threads take part if they are started through `run_threads`, or by the library (a sync `Timeout`, a
+    background refresh). One of them runs at a time, and the next one takes over where it sleeps, waits or
+    ends: the same test takes the same steps each time. When all of them sleep or wait, the clock jumps to the
+    moment at which the first one wakes.
 
     Args:
         start: The time at the beginning, in seconds.
@@ -46,122 +51,129 @@ class VirtualTime:
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start
+        self._mock: Any = None  # trio's own virtual clock, while trio runs
         self._changed = threading.Condition()
-        self._sleepers: list[tuple[float, int, _Sleeper]] = []
-        self._order = 0
-        self._running = 1  # the thread that made the clock
-        self._source: Callable[[], float] | None = None
+        self._asleep: list[tuple[float, int, _Turn]] = []
+        self._ready: deque[_Turn] = deque()
+        self._somebody_runs = True
+        self._order = itertools.count()
+        self._members = {threading.get_ident()}
 
     def now(self) -> float:
         """Return the virtual time in seconds."""
-        return self._now if self._source is None else self._source()
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass, as `sleep` does."""
-        self.sleep(seconds)
+        return self._now if self._mock is None else self._now + self._mock.current_time()
 
     def sleep(self, seconds: float) -> None:
-        """Block the calling thread for so many virtual seconds; other threads wake in their order."""
-        self._block(_Sleeper(), self._now + max(0.0, seconds))
+        """Block the calling thread for so many virtual seconds."""
+        if self._mock is not None:
+            self._mock.jump(max(0.0, seconds))
+        elif threading.get_ident() not in self._members:
+            self._now += max(0.0, seconds)  # a thread that nobody waits for cannot be put in an order
+        else:
+            self._block(_Turn(), self._now + max(0.0, seconds))
 
     def wait(self, ticket: Ticket) -> bool:
         """Block the calling thread until the ticket is ready, granted or expired; tell whether it was granted."""
         if ticket.ready_at is not None:
-            self.sleep(ticket.ready_at - self._now)
+            self.sleep(ticket.ready_at - self.now())
             return True
-        sleeper = _Sleeper()
-        if ticket.attach(lambda: self._wake(sleeper)):
-            self._block(sleeper, ticket.expires_at)
+        if threading.get_ident() not in self._members:
+            return runtime.Runtime().wait(ticket)
+        turn = _Turn()
+        if ticket.attach(lambda: self._wake(turn)):
+            self._block(turn, ticket.expires_at)
         return ticket.granted
 
     def start_thread(self, function: Callable[[], object], name: str) -> None:
         """Run a function in a new thread that takes part in this time."""
+        turn = _Turn()
+        turn.blocked = True
 
         def body() -> None:
+            with self._changed:
+                self._members.add(threading.get_ident())
+                self._changed.wait_for(lambda: turn.has_come)
             try:
                 function()
             finally:
                 with self._changed:
-                    self._running -= 1
-                    self._jump()
+                    self._members.discard(threading.get_ident())
+                    self._next()
 
-        with self._changed:
-            self._running += 1
         threading.Thread(target=body, name=name, daemon=True).start()
+        self._wake(turn)
 
     def run_threads(self, *functions: Callable[[], T]) -> list[T]:
-        """Run functions in threads of their own, all starting now, and return their results.
+        """Run functions in threads of their own, in turns, and return their results when all have ended.
 
         Raises:
             BaseException: The first error, in the order of the functions, that one of them raised.
         """
         results: list[Any] = [None] * len(functions)
         errors: dict[int, BaseException] = {}
-        done = Ticket()
-        left = len(functions)
+        ended: list[int] = []
+        all_ended = Ticket()
 
         def run_one(index: int) -> None:
-            nonlocal left
             try:
                 results[index] = functions[index]()
             except BaseException as error:
                 errors[index] = error
-            with self._changed:
-                left -= 1
-                last = left == 0
-            if last:
-                done.grant()
+            ended.append(index)
+            if len(ended) == len(functions):
+                all_ended.grant()
 
         for index in range(len(functions)):
-            self.start_thread(lambda index=index: run_one(index), f"virtual-{index}")  # type: ignore[misc]
+            self.start_thread(functools.partial(run_one, index), f"virtual-{index}")
         if functions:
-            self.wait(done)
+            self.wait(all_ended)
         for index in sorted(errors):
             raise errors[index]
         return results
 
-    def _block(self, sleeper: "_Sleeper", until: float | None) -> None:
+    def _block(self, turn: "_Turn", until: float | None) -> None:
         with self._changed:
-            if sleeper.awake:
+            if turn.awake:
                 return
             if until is not None:
-                self._order += 1
-                heapq.heappush(self._sleepers, (until, self._order, sleeper))
-            sleeper.blocked = True
-            self._running -= 1
-            self._jump()
-            while not sleeper.awake:
-                self._changed.wait()
+                heapq.heappush(self._asleep, (until, next(self._order), turn))
+            turn.blocked = True
+            self._next()
+            self._changed.wait_for(lambda: turn.has_come)
 
-    def _wake(self, sleeper: "_Sleeper") -> None:
+    def _wake(self, turn: "_Turn") -> None:
         with self._changed:
-            if sleeper.awake:
+            if turn.awake:
                 return
-            sleeper.awake = True
-            if sleeper.blocked:
-                self._running += 1
+            turn.awake = True
+            if turn.blocked:
+                self._ready.append(turn)
+            if not self._somebody_runs:
+                self._next()
+
+    def _next(self) -> None:
+        """Give the turn to the next thread; the caller holds the condition and has ended its own turn."""
+        while not self._ready and self._asleep:
+            until, _, turn = heapq.heappop(self._asleep)
+            if not turn.awake:
+                self._now = max(self._now, until)
+                turn.awake = True
+                self._ready.append(turn)
+        self._somebody_runs = bool(self._ready)
+        if self._ready:
+            self._ready.popleft().has_come = True
             self._changed.notify_all()
 
-    def _jump(self) -> None:
-        """Wake the next sleeper if nobody runs; the caller holds the condition."""
-        while self._running <= 0 and self._sleepers:
-            until, _, sleeper = heapq.heappop(self._sleepers)
-            if sleeper.awake:
-                continue
-            self._now = max(self._now, until)
-            sleeper.awake = True
-            self._running += 1
-            self._changed.notify_all()
 
+class _Turn:
+    """The next turn of a thread that sleeps, waits or has yet to start."""
 
-class _Sleeper:
-    """A thread that sleeps or waits."""
-
-    __slots__ = ("awake", "blocked")
+    __slots__ = ("awake", "blocked", "has_come")
 
     def __init__(self) -> None:
-        self.awake = False
+        self.awake = False  # it no longer waits for anything but its turn
         self.blocked = False
+        self.has_come = False
 
 
 @contextmanager
@@ -169,7 +181,7 @@ def virtual_time(start: float = 0.0, *, seed: int = 0) -> Iterator[VirtualTime]:
     """Replace the clock, sleep and randomness of the library for a block of sync code.
 
     Policies that were made before are affected too. Only the library's own waits become virtual: code of your
-    own should sleep by `time.sleep` of the object this returns.
+    own sleeps by the `sleep` of the object that this returns.
 
     Args:
         start: The time at the beginning, in seconds. Default 0.
@@ -233,9 +245,8 @@ def run(
             import trio
             import trio.testing
 
-            mock = trio.testing.MockClock(autojump_threshold=0)
-            clock._source = lambda: start + mock.current_time()
-            return trio.run(function, *args, clock=mock)
+            clock._mock = trio.testing.MockClock(autojump_threshold=0)
+            return trio.run(function, *args, clock=clock._mock)
 
         async def main() -> T:
             return await function(*args)

@@ -321,7 +321,7 @@ class CircuitBreaker(Gate):
 
     def is_failure(self, error: BaseException) -> bool:
         """Tell whether an error of the guarded function counts against it."""
-        return isinstance(error, FailedResult) or bool(self._matches(error))
+        return isinstance(error, FailedResult) or (isinstance(error, Exception) and bool(self._matches(error)))
 
     def says_nothing(self, error: BaseException | None, now: float) -> bool:
         """Tell whether the end of a call says nothing about the dependency.
