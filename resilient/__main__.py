@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Starts an HTTP server that is healthy, fails, hangs, is down and recovers, and calls it twice on the same "
-        "schedule: with a bare httpx client, and with the same calls guarded by a pipeline. Exits with 0 if the "
-        "guarded side is better, with 1 if it is not."
+        "Starts an HTTP server that is healthy, fails, hangs, is down and recovers, and calls it twice on the "
+        "same schedule: with a bare httpx client, and with the same calls guarded by a pipeline. Exits with 0 "
+        "if the guarded side is better, with 1 if it is not."
     )
     parser.add_argument(
         "--seconds", type=_number(3, 600), default=24.0, help="length of the script, 3 to 600 (default 24)"

@@ -5,16 +5,17 @@ deque of one element is as exclusive: `pop` and `append` are single operations o
 has popped the element is alone. Waiting for it is dear, because it polls, so this is only for sections that
 nobody stays in: no I/O, no user code.
 
-    with baton: ...                 # where speed does not matter
-
-    try:                            # where it does
-        baton.take()
+    try:
+        value = baton.take()        # or baton.hold(), where speed does not matter
     except IndexError:
-        baton.wait()
+        value = baton.wait()
     try:
         ...
     finally:
-        baton.give(None)
+        baton.give(value)
+
+What is handed on may be a value of its own: then the baton is the state that it protects, `take` reads it and
+`give` writes it.
 
 Unlike a lock it survives an interrupt at the wrong moment. If `KeyboardInterrupt` comes between `take` and
 `try`, the baton is lost; the next one who wants it waits for `LOST_AFTER` seconds and then goes on without.
@@ -22,37 +23,51 @@ Unlike a lock it survives an interrupt at the wrong moment. If `KeyboardInterrup
 
 import time
 from collections import deque
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
 
 LOST_AFTER = 5.0
 """Seconds after which a baton that nobody gives back is taken to be lost in an interrupt."""
 
 
-class Baton:
-    """Held by one thread at a time."""
+class Baton(Generic[V]):
+    """Held by one thread at a time.
 
-    __slots__ = ("give", "take")
+    Args:
+        value: What is handed on from one holder to the next.
+        lost: What `wait` returns when the baton was lost, and its value with it.
+    """
 
-    def __init__(self) -> None:
-        place: deque[None] = deque([None], maxlen=1)  # giving it twice leaves one
+    __slots__ = ("_lost", "give", "take")
+
+    def __init__(self, value: V, lost: V) -> None:
+        place = deque([value], maxlen=1)  # giving it twice leaves one
         self.take = place.pop
         self.give = place.append
+        self._lost = lost
 
-    def wait(self) -> None:
+    def hold(self) -> V:
+        """Take the baton, waiting for it if need be."""
+        try:
+            return self.take()
+        except IndexError:
+            return self.wait()
+
+    def wait(self) -> V:
         """Take the baton from somebody who is about to give it back."""
         until = time.monotonic() + LOST_AFTER  # real time, whatever the runtime says: this is about threads
         while time.monotonic() < until:
             try:
-                self.take()
+                return self.take()
             except IndexError:
                 time.sleep(0)
-            else:
-                return
+        return self._lost
 
-    def __enter__(self) -> None:
+    def after_fork(self, value: V) -> None:
+        """Make a new baton if the old one is in the hands of a thread that the child does not have."""
         try:
-            self.take()
+            value = self.take()
         except IndexError:
-            self.wait()
-
-    def __exit__(self, *_: object) -> None:
-        self.give(None)
+            pass
+        self.give(value)

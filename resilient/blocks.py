@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from resilient import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from resilient.kinds import Attempts, Loop
     from resilient.policy import Policy
@@ -103,12 +103,25 @@ def attempts_of(loop: "Loop", attempts: "Attempts") -> "Iterator[Attempt]":
         attempts.number += 1
 
 
-async def aattempts_of(loop: "Loop", attempts: "Attempts") -> "AsyncIterator[Attempt]":
-    """Do the same for `async for`."""
-    while True:
-        attempt = Attempt(loop, attempts)
-        yield attempt
-        if attempt.delay is None:
-            return
-        await runtime.asleep(attempt.delay)
-        attempts.number += 1
+class AsyncAttempts:
+    """The same for `async for`.
+
+    Not a generator: one that is left early, as by the error that ends the loop, would have to be closed.
+    """
+
+    def __init__(self, loop: "Loop", attempts: "Attempts") -> None:
+        self._loop = loop
+        self._attempts = attempts
+        self._last: Attempt | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        if self._last is not None:
+            if self._last.delay is None:
+                raise StopAsyncIteration
+            await runtime.asleep(self._last.delay)
+            self._attempts.number += 1
+        self._last = Attempt(self._loop, self._attempts)
+        return self._last

@@ -80,7 +80,7 @@ class Component:
         return {
             option.name: getattr(self, option.name)
             for option in self._parameters.values()
-            if option.kind in (option.POSITIONAL_OR_KEYWORD, option.KEYWORD_ONLY)
+            if option.kind in (option.POSITIONAL_OR_KEYWORD, option.KEYWORD_ONLY) and hasattr(self, option.name)
         }
 
     def changed_options(self) -> set[str]:
@@ -96,7 +96,10 @@ class Component:
         """Show the options that differ from their defaults."""
         changed = self.changed_options()
         shown = [_show(value) for value in self._positional()]
-        shown += [f"{option}={_show(value)}" for option, value in self._keywords().items() if option in changed]
+        for option, value in self._keywords().items():
+            if option in changed:
+                keyword_only = self._parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
+                shown.append(f"{option}={_show(value)}" if keyword_only else _show(value))
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __copy__(self) -> Self:
@@ -106,7 +109,9 @@ class Component:
         return self.fresh()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (type(self), self._positional(), self._keywords())
+        changed = self.changed_options()  # a default is known by its identity, which a pickle does not keep
+        keywords = {option: value for option, value in self._keywords().items() if option in changed}
+        return _remake, (type(self), self._positional(), keywords)
 
 
 def _show(value: Any) -> str:

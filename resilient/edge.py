@@ -8,7 +8,7 @@ the policies between only ever see errors.
 
 from collections.abc import Callable, Hashable, Sequence
 from types import CoroutineType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from resilient.call import AsyncNext, Call, Next
 from resilient.errors import FailedResult
@@ -63,18 +63,25 @@ FUNCTION = Edge()
 
 
 def _invoke(call: Call) -> Any:
-    result = call.function(*call.args, **call.kwargs)
+    kwargs = call.kwargs
+    result = call.function(*call.args, **kwargs) if kwargs else call.function(*call.args)
     if result.__class__ is CoroutineType:
-        result.close()
-        raise TypeError(
-            f"{call.function!r} was called as a sync function but returned a coroutine, which no policy would "
-            "guard; make it an `async def` function, or use acall()"
-        )
+        refuse_coroutine(call.function, result)
     return result
 
 
 def _ainvoke(call: Call) -> Any:
-    return call.function(*call.args, **call.kwargs)
+    kwargs = call.kwargs
+    return call.function(*call.args, **kwargs) if kwargs else call.function(*call.args)
+
+
+def refuse_coroutine(function: Callable[..., Any], coroutine: "CoroutineType[Any, Any, Any]") -> NoReturn:
+    """Refuse what a function returned that looked like a sync one: no policy would guard its body."""
+    coroutine.close()
+    raise TypeError(
+        f"{function!r} was called as a sync function but returned a coroutine, which no policy would guard; make "
+        "it an `async def` function, or use acall()"
+    )
 
 
 def error_of(judges: Sequence[Judge], call: Call, result: Any) -> BaseException | None:

@@ -39,13 +39,15 @@ class Rejected(ResilientError):
     """
 
     def __init__(self, reason: str, *, policy: str, retry_after: float | None = None) -> None:
-        message = f"{policy}: {reason}"
-        if retry_after is not None:
-            message += f"; retry after {retry_after:.3g} s"
-        super().__init__(message)
+        super().__init__(reason)
         self.reason = reason
         self.policy = policy
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        """Say who refused, why, and when to come back; put together only when it is read."""
+        when = "" if self.retry_after is None else f"; retry after {self.retry_after:.3g} s"
+        return f"{self.policy}: {self.reason}{when}"
 
 
 class CircuitOpen(Rejected, pybreaker.CircuitBreakerError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from resilient import runtime
 from resilient.call import Call
 from resilient.options import is_async
 
@@ -25,7 +26,14 @@ def decorate(policy: "Policy", function: Any) -> Any:
     _refuse(policy, function)
     if isinstance(function, FunctionType):
         return _close_async(policy, function) if is_async(function) else _close_sync(policy, function)
-    chain = policy.achain_of_functions if is_async(function) else policy.chain_of_functions
+    if is_async(function):
+        achain = policy.achain_of_functions
+
+        async def aguarded(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return await achain(Call(wrapped, args, kwargs))  # the call begins when it is awaited
+
+        return wrapt.FunctionWrapper(function, aguarded)
+    chain = policy.chain_of_functions
 
     def guarded(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return chain(Call(wrapped, args, kwargs))
@@ -34,21 +42,38 @@ def decorate(policy: "Policy", function: Any) -> Any:
 
 
 def _close_sync(policy: "Policy", function: FunctionType) -> Any:
-    chain = policy.chain_of_functions
+    alone = policy.close_alone(function)
+    if alone is not None:
+        return functools.wraps(function)(alone)
+    chain, new = policy.chain_of_functions, object.__new__
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        return chain(Call(function, args, kwargs))
+        call = new(Call)  # what Call() does, done here: on CPython 3.11 an __init__ costs as much as a policy
+        call.function = function
+        call.args = args
+        call.kwargs = kwargs
+        call.now = runtime.now()
+        call.attempt = 1
+        call.abandoned = ()
+        return chain(call)
 
     return guarded
 
 
 def _close_async(policy: "Policy", function: FunctionType) -> Any:
-    chain = policy.achain_of_functions
+    chain, new = policy.achain_of_functions, object.__new__
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        return await chain(Call(function, args, kwargs))
+        call = new(Call)  # see _close_sync
+        call.function = function
+        call.args = args
+        call.kwargs = kwargs
+        call.now = runtime.now()
+        call.attempt = 1
+        call.abandoned = ()
+        return await chain(call)
 
     return guarded
 

@@ -1,5 +1,6 @@
 """Partitions: one policy for each key, such as a circuit breaker for each host."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ class Keyed(Policy):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        if not callable(factory) or isinstance(factory, Policy):
+        if not _makes_something(factory) or isinstance(factory, Policy):
             allowed = "a function that makes a new policy, such as `lambda: CircuitBreaker()`"
             raise options.refuse("Keyed", "factory", factory, allowed, TypeError)
         self.factory = factory
@@ -152,3 +153,16 @@ class _Partitions(LRUCache[Hashable, _Partition]):
                 return True
             self[key] = partition  # still needed: back in, as the one used last
         return False
+
+
+def _makes_something(factory: Any) -> bool:
+    """Tell whether this can be called without arguments, and without awaiting."""
+    if not callable(factory) or options.is_async(factory):
+        return False
+    try:
+        inspect.signature(factory).bind()
+    except ValueError:  # no signature, as some builtins: calling it will tell
+        return True
+    except TypeError:
+        return False
+    return True

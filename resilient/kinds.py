@@ -17,16 +17,18 @@ pays for nothing else.
 
 import contextvars
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from inspect import isawaitable
+from types import CoroutineType
 from typing import Any, Final, NoReturn
 
 import anyio
 
 from resilient import blocks, deadline, events, runtime, timers, workers
 from resilient.call import AsyncNext, Call, Next
-from resilient.edge import FUNCTION, Edge
+from resilient.edge import FUNCTION, Edge, refuse_coroutine
 from resilient.errors import ThreadsExhausted, TimedOut
 from resilient.policy import Policy
 from resilient.ticket import Ticket
@@ -47,8 +49,9 @@ MISSING: Final = _Missing()
 class Gate(Policy):
     """A policy that lets a call start, lets it wait, or refuses it."""
 
-    times_calls = True
-    """Whether `settle` needs to know the time; if not, it gets the time at which the call started once more."""
+    times_successes = True
+    """Whether `settle` needs to know when a call succeeded. If not, it gets the time at which that call started:
+    reading the clock costs as much as a simple policy. When a call failed it always gets to know."""
 
     @abstractmethod
     def admit(self, call: Call, now: float) -> Ticket | None:
@@ -106,12 +109,12 @@ class Gate(Policy):
             try:
                 result = nxt(call)
             except BaseException as error:
-                settle(call, error, started, started)
+                settle(call, error, started, runtime.now())
                 raise
             settle(call, None, started, started)
             return result
 
-        return _covered((gate if self.times_calls else untimed) if self._settles() else admit_only, nxt)
+        return _covered((gate if self.times_successes else untimed) if self._settles() else admit_only, nxt)
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         admit, settle = self.admit, self.settle
@@ -145,17 +148,18 @@ class Gate(Policy):
             try:
                 result = await nxt(call)
             except BaseException as error:
-                settle(call, error, started, started)
+                settle(call, error, started, runtime.now())
                 raise
             settle(call, None, started, started)
             return result
 
-        return (gate if self.times_calls else untimed) if self._settles() else admit_only
+        return (gate if self.times_successes else untimed) if self._settles() else admit_only
 
     def _hold(self, call: Call, ticket: Ticket) -> None:
         try:
             granted = runtime.wait(ticket)
         except BaseException:
+            ticket.cancelled = True
             self.leave(call, ticket)
             raise
         if not granted:
@@ -166,6 +170,7 @@ class Gate(Policy):
         try:
             granted = await runtime.await_ticket(ticket)
         except BaseException:
+            ticket.cancelled = True
             self.leave(call, ticket)
             raise
         if not granted:
@@ -252,24 +257,7 @@ class Loop(Policy):
 
     def link(self, nxt: Next, edge: Edge) -> Next:
         self.check_edge(edge)
-        next_delay, succeeded = self.next_delay, self.succeeded
-
-        def again(attempts: Attempts, delay: float) -> Any:
-            call = attempts.call
-            while True:
-                if delay:
-                    runtime.sleep(delay)
-                attempts.number += 1
-                call.attempt = attempts.number
-                call.now = runtime.now()
-                try:
-                    return nxt(call)
-                except Exception as error:
-                    wanted = next_delay(attempts, error, runtime.now())
-                    if wanted is None:
-                        raise
-                    edge.discard(error)
-                    delay = wanted
+        next_delay, succeeded, again = self.next_delay, self.succeeded, self._again
 
         # The retries run outside of the `except` block: each new error would otherwise carry the one before
         # it as its context, and a long series of attempts would hold on to every traceback.
@@ -283,7 +271,7 @@ class Loop(Policy):
                 if delay is None:
                     raise
                 edge.discard(error)
-            return again(attempts, delay)
+            return again(nxt, attempts, delay)
 
         def counting(call: Call) -> Any:
             result = loop(call)
@@ -291,6 +279,46 @@ class Loop(Policy):
             return result
 
         return _covered(counting if self._counts_successes() else loop, nxt)
+
+    def _again(self, nxt: Next, attempts: Attempts, delay: float) -> Any:
+        call, edge = attempts.call, attempts.edge
+        while True:
+            if delay:
+                runtime.sleep(delay)
+            attempts.number += 1
+            call.attempt = attempts.number
+            call.now = runtime.now()
+            try:
+                return nxt(call)
+            except Exception as error:
+                wanted = self.next_delay(attempts, error, runtime.now())
+                if wanted is None:
+                    raise
+                edge.discard(error)
+                delay = wanted
+
+    def close_alone(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
+        """Guard a function by nothing but this loop: then the call is made only when an attempt has failed."""
+        if self.judge is not None or self._counts_successes() or type(self).link is not Loop.link:
+            return None
+        self.check_edge(FUNCTION)
+        next_delay, end = self.next_delay, FUNCTION.end()
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            started = runtime.now()
+            try:
+                result = function(*args, **kwargs)
+                if result.__class__ is CoroutineType:
+                    refuse_coroutine(function, result)
+                return result
+            except Exception as error:
+                attempts = Attempts(Call(function, args, kwargs), FUNCTION, started)
+                delay = next_delay(attempts, error, runtime.now())
+                if delay is None:
+                    raise
+            return self._again(end, attempts, delay)
+
+        return guarded
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         self.check_edge(edge)
@@ -337,7 +365,7 @@ class Loop(Policy):
 
     def __aiter__(self) -> AsyncIterator[blocks.Attempt]:
         self.check_edge(FUNCTION)
-        return blocks.aattempts_of(self, Attempts(Call.of_block(), FUNCTION, runtime.now()))
+        return blocks.AsyncAttempts(self, Attempts(Call.of_block(), FUNCTION, runtime.now()))
 
 
 # -- Scope ----------------------------------------------------------------------------------------------------
@@ -388,9 +416,13 @@ class Scope(Policy):
             context = contextvars.copy_context()
             context.run(deadline._current.set, until)
 
+            # The thread has a call of its own, as it may be at work on it when the next attempt has begun.
+            inner = call.copy()
+            inner.attempt = call.attempt
+
             def run() -> Any:
-                call.now = runtime.now()
-                return nxt(call)
+                inner.now = runtime.now()
+                return nxt(inner)
 
             job = workers.Job(run, context, until.at)
             workers.start(job)
@@ -402,6 +434,7 @@ class Scope(Policy):
             if not finished:
                 self._abandon(call, job)
                 raise until.timed_out()
+            call.abandoned += inner.abandoned
             return job.outcome()
 
         hop.interrupts = True  # type: ignore[attr-defined]
@@ -428,14 +461,17 @@ class Scope(Policy):
 
         return scope if self.interrupt else publish
 
-    @contextmanager
-    def block(self) -> Iterator[None]:
+    def block(self) -> AbstractContextManager[None]:
         if self.interrupt:
             raise TypeError(
                 f"{type(self).__name__} cannot interrupt a sync `with` block: only a function can run in a "
                 "thread of its own. Decorate a function, or give interrupt=False and call "
                 "resilient.deadline.check() in the block"
             )
+        return self._published_block()
+
+    @contextmanager
+    def _published_block(self) -> Iterator[None]:
         call = Call.of_block()
         with deadline.published(deadline.tighten(self, self.limit(), call.now)):
             yield
@@ -626,6 +662,7 @@ class Value(Policy):
         try:
             granted = runtime.wait(ticket)
         except BaseException:
+            ticket.cancelled = True
             self.leave(call, ticket)
             raise
         if not granted:
@@ -639,6 +676,7 @@ class Value(Policy):
         try:
             granted = await runtime.await_ticket(ticket)
         except BaseException:
+            ticket.cancelled = True
             self.leave(call, ticket)
             raise
         if not granted:
@@ -670,16 +708,17 @@ class Race(Policy):
             workers.start(job)
             return job
 
-        def run(call: Call, jobs: list[workers.Job]) -> Any:
+        def decide(call: Call, jobs: list[workers.Job]) -> workers.Job:
             failed = 0
             while True:
                 ended = [job for job in jobs if job.finished]
-                won = next((job for job in ended if job.ticket.error is None), None)
+                # A result wins, and so does an interrupt, which is for the caller and not a failure.
+                won = next((job for job in ended if not isinstance(job.ticket.error, Exception)), None)
                 if won is not None:
-                    return won.outcome()
+                    return won
                 delay = self.next_start(call, len(jobs))
                 if delay is None and len(ended) == len(jobs):
-                    return jobs[0].outcome()
+                    return jobs[0]
                 if delay is not None and len(ended) > failed:
                     delay = 0.0  # there is no point in waiting for a copy that has failed
                 failed = len(ended)
@@ -689,15 +728,25 @@ class Race(Policy):
                         job.when_finished(ticket.grant)
                 if delay == 0 or not runtime.wait(ticket):
                     deadline.check()
+                    if delay is None:
+                        continue  # the clock has not quite come to the deadline
                     jobs.append(start(call))
                     self.emit(events.RaceStarted, copy=len(jobs))
 
         def race(call: Call) -> Any:
             jobs = [start(call)]
+            decided = None
             try:
-                return run(call, jobs)
+                decided = decide(call, jobs)
+                return decided.outcome()
             finally:
                 call.abandoned += tuple(job for job in jobs if not job.finished)
+                for job in jobs:
+                    if job is not decided:
+                        job.when_finished(partial(release, job))
+
+        def release(job: workers.Job) -> None:
+            edge.discard(job.ticket.value if job.ticket.error is None else job.ticket.error)
 
         return race
 
@@ -741,7 +790,7 @@ class Race(Policy):
                 if len(group_error.exceptions) == 1:
                     raise group_error.exceptions[0] from None  # an interrupt of a copy, as itself
                 raise
-            for loser in results[1:]:
+            for loser in results[1:] + [error for number, error in errors.items() if results or number]:
                 edge.discard(loser)
             if results:
                 return results[0]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeAlias
 
+import wrapt
+
 Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a timedelta."""
 
@@ -25,13 +27,12 @@ def refuse(owner: str, option: str, value: object, allowed: str, kind: type[Exce
 def seconds(owner: str, option: str, value: Any, *, zero: bool = False) -> float:
     """Return a duration in seconds, which must be finite and > 0 (or >= 0 where `zero` is allowed)."""
     allowed = f"a number of seconds (or a timedelta) {'>=' if zero else '>'} 0"
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    length = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(length, bool) or not isinstance(length, int | float):
         raise misused(owner, option, value, allowed)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not math.isfinite(length) or length < 0 or (length == 0 and not zero):
         raise refuse(owner, option, value, allowed)
-    return float(value)
+    return float(length)
 
 
 def whole(owner: str, option: str, value: Any, *, minimum: int = 1) -> int:
@@ -117,8 +118,13 @@ def matcher(wanted: "Errors") -> Callable[[Exception], object]:
 
 def is_async(function: Any) -> bool:
     """Tell whether calling this gives an awaitable: coroutine functions, also inside partials and `__call__`."""
-    while hasattr(function, "func") and hasattr(function, "keywords"):
-        function = function.func
+    while True:
+        if hasattr(function, "func") and hasattr(function, "keywords"):
+            function = function.func
+        elif isinstance(function, wrapt.FunctionWrapper | wrapt.BoundFunctionWrapper):
+            function = function.__wrapped__  # the proxy's own `__call__` is sync, whatever it stands for
+        else:
+            break
     return inspect.iscoroutinefunction(function) or (
         callable(function)
         and not isinstance(function, type)

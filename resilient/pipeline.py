@@ -1,7 +1,14 @@
 """Policies in order, outermost first."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any
 
 from resilient import events, options
@@ -91,16 +98,24 @@ class Pipeline(Policy):
     def _positional(self) -> tuple[Any, ...]:
         return self.policies
 
-    @contextmanager
-    def block(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for block in [policy.block() for policy in self.policies]:  # refusals come before anything is entered
-                stack.enter_context(block)
-            yield
+    def block(self) -> AbstractContextManager[None]:
+        return _all_of([policy.block() for policy in self.policies])  # refusals come before anything is entered
 
-    @asynccontextmanager
-    async def ablock(self) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            for block in [policy.ablock() for policy in self.policies]:
-                await stack.enter_async_context(block)
-            yield
+    def ablock(self) -> AbstractAsyncContextManager[None]:
+        return _aall_of([policy.ablock() for policy in self.policies])
+
+
+@contextmanager
+def _all_of(blocks: list[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(block)
+        yield
+
+
+@asynccontextmanager
+async def _aall_of(blocks: list[AbstractAsyncContextManager[None]]) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for block in blocks:
+            await stack.enter_async_context(block)
+        yield

@@ -43,6 +43,10 @@ class Policy(Component, ABC):
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         """Return a coroutine function of a call that guards `nxt`."""
 
+    def close_alone(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
+        """Return a guarded sync function that does without a chain, or None if there is no such shortcut."""
+        return None
+
     # -- using it ---------------------------------------------------------------------------------------------
 
     def __call__(self, function: F, /) -> F:

@@ -146,8 +146,12 @@ def observers(breaker: "CircuitBreaker") -> list[Observer]:
         raise options.refuse("CircuitBreaker", "storage", storage, allowed, TypeError)
     if breaker.breaker is not None:
         _check_lone(breaker)
-    found: list[Observer] = [Sharing(breaker, storage)] if storage is not None else []
-    return [*found, Listening(breaker, breaker.listeners)] if breaker.listeners else found
+    found: list[Observer] = []
+    if breaker.listeners:
+        found.append(Listening(breaker, breaker.listeners))
+    if storage is not None:
+        found.append(Sharing(breaker, storage))
+    return found
 
 
 def _check_lone(breaker: "CircuitBreaker") -> None:
@@ -189,12 +193,12 @@ class Observed:
             observer.admitted(call)
 
     def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
-        self._settle(call, error, started, now)
-        if self._breaker.says_nothing(error, now):
-            return
-        counted = error if error is not None and self._breaker.is_failure(error) else None
-        for observer in self._breaker._observers:
-            observer.ended(counted)
+        late = started < self._breaker._since  # it tells of an earlier state
+        if not late and not self._breaker.says_nothing(error, started, now):
+            counted = error if error is not None and self._breaker.is_failure(error) else None
+            for observer in self._breaker._observers:
+                observer.ended(counted)
+        self._settle(call, error, started, now)  # a transition is told after the outcome that caused it
 
 
 def _trial() -> Generator[None]:
@@ -244,7 +248,7 @@ class Borrowed:
         state, trial = self._running.pop((call, started))
         late = now >= started + self._policy.probe_lease
         fenced = state.name != pybreaker.STATE_CLOSED and (not self._end_probe(call, started) or late)
-        if fenced or self._policy.says_nothing(error, now) or self._breaker.state is not state:
+        if fenced or self._policy.says_nothing(error, started, now) or self._breaker.state is not state:
             return
         with contextlib.suppress(StopIteration, pybreaker.CircuitBreakerError):
             next(trial)

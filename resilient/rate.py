@@ -9,11 +9,11 @@ from resilient import options
 _UNITS = {
     unit: seconds
     for names, seconds in (
-        (("ms", "millisecond"), 0.001),
         (("s", "sec", "second"), 1),
         (("m", "min", "minute"), 60),
         (("h", "hour"), 3600),
         (("d", "day"), 86400),
+        (("ms", "millisecond"), 0.001),  # after the minutes, so that "ms" is not the plural of "m"
     )
     for name in names
     for unit in (name, f"{name}s")
@@ -70,6 +70,9 @@ class Rate:
         if count < 1 or length <= 0:
             raise options.refuse(owner, "rate", value, allowed)
         return cls(count, per=length * _UNITS[match[3].lower()])
+
+    def __repr__(self) -> str:
+        return f"Rate({self.limit}, per={self.per:g})"
 
     def __str__(self) -> str:
         return f"{self.limit} per {self.per:g} s"

@@ -67,6 +67,12 @@ def in_trio() -> bool:
     return trio is not None and trio.lowlevel.in_trio_run()
 
 
+def is_cancellation(error: BaseException | None) -> bool:
+    """Tell whether an error is what the event loop cancels a task with."""
+    trio = sys.modules.get("trio")
+    return isinstance(error, asyncio.CancelledError) or (trio is not None and isinstance(error, trio.Cancelled))
+
+
 def start_daemon(function: Callable[[], object], name: str) -> None:
     """Run a function in a new daemon thread."""
     threading.Thread(target=function, name=name, daemon=True).start()
@@ -78,7 +84,7 @@ _tasks: set[asyncio.Task[Any]] = set()
 def _start_task(
     function: Callable[[], Coroutine[Any, Any, object]],
     context: contextvars.Context,
-    ended: Callable[[], object],
+    cancelled: Callable[[], object],
 ) -> None:
     if in_trio():
         import trio
@@ -88,7 +94,7 @@ def _start_task(
     task = asyncio.get_running_loop().create_task(function(), context=context)
     _tasks.add(task)  # the event loop itself keeps only weak references
     task.add_done_callback(_tasks.discard)
-    task.add_done_callback(lambda _task: ended())
+    task.add_done_callback(lambda task: cancelled() if task.cancelled() else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Runtime:
         await_ticket: The same for a task.
         start_thread: Run a function in a new daemon thread of the given name.
         start_task: Run a coroutine function in the background of the running event loop. Where a task can be
-            cancelled before its first step, call the third argument when it has ended, however it has.
+            cancelled before its first step, call the third argument when it was cancelled.
         random: Source of all jitter. The module-wide generator, because CPython seeds it again after fork.
     """
 
@@ -125,9 +131,7 @@ asleep: Callable[[float], Awaitable[None]]
 wait: Callable[[Ticket], bool]
 await_ticket: Callable[[Ticket], Awaitable[bool]]
 start_thread: Callable[[Callable[[], object], str], None]
-start_task: Callable[
-    [Callable[[], Coroutine[Any, Any, object]], contextvars.Context, Callable[[], object]], None
-]
+start_task: Callable[[Callable[[], Coroutine[Any, Any, object]], contextvars.Context, Callable[[], object]], None]
 random: Callable[[float, float], float]
 
 _installed = Runtime()

@@ -14,14 +14,20 @@ class Ticket:
     Args:
         ready_at: The time (seconds of `runtime.now()`) at which the wait ends by itself, admitted.
         expires_at: The time at which the holder stops waiting for `grant`; None waits without end.
+
+    Attributes:
+        granted: Whether `grant` has reached the holder.
+        cancelled: Whether the holder stops waiting because it was cancelled, and not because its time is over:
+            then nobody is refused, and there is nothing to report.
     """
 
-    __slots__ = ("_wake", "error", "expires_at", "granted", "ready_at", "value")
+    __slots__ = ("_wake", "cancelled", "error", "expires_at", "granted", "ready_at", "value")
 
     def __init__(self, *, ready_at: float | None = None, expires_at: float | None = None) -> None:
         self.ready_at = ready_at
         self.expires_at = expires_at
         self.granted = False
+        self.cancelled = False
         self.value: Any = None
         self.error: BaseException | None = None
         self._wake: Callable[[], object] | None = None

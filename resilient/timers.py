@@ -15,6 +15,7 @@ import weakref
 from asyncio import CancelledError, current_task, get_running_loop
 from collections import deque
 from contextvars import Token
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from resilient import runtime
@@ -65,10 +66,8 @@ class Timer(Deadline):
                 pending.pop()
             while pending and pending[0].task is None:
                 pending.popleft()
-        elif task is not None:
-            ours = task.uncancel() <= self._cancelling
-            if ours and isinstance(error, CancelledError):
-                raise self.timed_out() from error
+        elif task is not None and task.uncancel() <= self._cancelling and isinstance(error, CancelledError):
+            raise self.timed_out() from error
 
 
 class TimerQueue:
@@ -78,12 +77,13 @@ class TimerQueue:
         loop: The loop whose tasks are cancelled; only weakly referenced.
     """
 
-    __slots__ = ("armed", "loop", "pending")
+    __slots__ = ("armed", "knows_thread", "loop", "pending")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = weakref.ref(loop)
         self.pending: deque[Timer] = deque()
         self.armed = False
+        self.knows_thread = hasattr(loop, "_thread_id")  # asyncio's own loops do, uvloop's do not
 
     def arm(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
         """Have the loop look at the head of the queue after so many seconds."""
@@ -131,9 +131,9 @@ class TrioTimer:
         import trio
 
         self._deadline = deadline
-        self._token = _current.set(deadline)
         self._cancel_scope = trio.move_on_after(max(0.0, deadline.at - runtime.now()))
         self._cancel_scope.__enter__()
+        self._token = _current.set(deadline)
 
     def end(self, error: BaseException | None) -> None:
         """End the call; raise TimedOut if `error` is the cancellation that this scope asked for."""
@@ -155,29 +155,53 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
         TimedOut: A deadline around this one has passed already.
         RuntimeError: This is not a task.
     """
-    try:
-        loop = get_running_loop()
-    except RuntimeError:
-        return TrioTimer(tighten(scope, seconds, now))
+    # get_running_loop() of CPython 3.11 asks the kernel for the process id each time, which costs more than all
+    # the rest. So look first whether the loop of the last call is the one that runs in this thread.
+    queue, loop, task = queues.last, None, None
+    if queue is not None:
+        its_loop = queue.loop  # a local, because calling an attribute is a slow path of CPython 3.11
+        loop = its_loop()
+        if loop is not None and queue.knows_thread and loop._thread_id == get_ident():  # type: ignore[attr-defined]
+            task = current_task(loop)
+    if loop is None or task is None:
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            return TrioTimer(tighten(scope, seconds, now))
+        queue, task = None, current_task(loop)
     at = now + seconds
-    task = current_task(loop)
     outer = _current.get()
     if outer is not None and outer.at <= at:
         if outer.at <= now:
             raise outer.timed_out()
-        if outer.__class__ is Timer and outer.task is task:
+        if outer.__class__ is not Timer:
+            return _enforced(outer, task, loop, now)
+        if outer.task is task:
             return None
     else:
         outer = None
     if task is None:
         raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
-    queue = queues.last
-    if queue is not None:
-        its_loop = queue.loop  # a local, because calling an attribute is a slow path of CPython 3.11
-    if queue is None or its_loop() is not loop:
+    if queue is None:
         queue = queues.of(loop)
     mine = Timer(at, scope, task, queue.pending)
     if not queue.armed:
         queue.arm(loop, seconds)
     mine.token = _current.set(outer or mine)
+    return mine
+
+
+def _enforced(
+    outer: Deadline, task: "asyncio.Task[Any] | None", loop: asyncio.AbstractEventLoop, now: float
+) -> Timer:
+    """Start a timer for the deadline of a scope that only publishes it, but comes first.
+
+    It is not as long as the timers in the queue of either scope, so it gets a queue of its own.
+    """
+    if task is None:
+        raise RuntimeError(f"{outer.scope!r} limits the time of a task, and there is none")
+    queue = TimerQueue(loop)
+    mine = Timer(outer.at, outer.scope, task, queue.pending)
+    queue.arm(loop, outer.at - now)
+    mine.token = _current.set(mine)
     return mine

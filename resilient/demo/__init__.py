@@ -54,9 +54,9 @@ def main(options: Options) -> int:
         missing = [name for name in _NEEDED if not _importable(name)]
         if missing:
             raise DemoError(f'{", ".join(missing)} missing; pip install "resilient-toolkit[demo]"')
-        from resilient.demo import run
+        from resilient.demo.run import run
 
-        worse = run.run(options)
+        worse = run(options)
         if worse:
             print(f"demo: the guarded side is not better: {'; '.join(worse)}", file=sys.stderr)
         return 1 if worse else 0

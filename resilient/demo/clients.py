@@ -28,7 +28,9 @@ class Answer:
 Fetch = Callable[[int], Awaitable[Answer]]
 
 
-def new_client(name: str, url: str, scale: float, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
+def new_client(
+    name: str, url: str, scale: float, transport: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
     """Return an httpx client; bare and guarded calls get the same, but for the name that the server counts by.
 
     Args:
@@ -87,8 +89,8 @@ def new_guard(scale: float) -> Guard:
     )
     pipeline = Pipeline(
         Cache(1e-6, stale=60, name="cache"),  # fresh for no time at all: only failed calls are answered from it
-        Timeout(1.5 * scale, name="timeout of the call"),
-        Bulkhead(20, name="bulkhead"),
+        Timeout(1.0 * scale, name="timeout of the call"),
+        Bulkhead(10, name="bulkhead"),
         Retry(3, on=transient, budget=budget, name="retry"),
         breaker,
         Timeout(0.3 * scale, name="timeout of an attempt"),

@@ -13,7 +13,9 @@ from resilient.demo.measure import Outcome
 from resilient.demo.script import Arrival
 
 
-async def send(arrivals: Sequence[Arrival], fetch: Fetch, record: Callable[[Outcome], object], started: float) -> None:
+async def send(
+    arrivals: Sequence[Arrival], fetch: Fetch, record: Callable[[Outcome], object], started: float
+) -> None:
     """Make all calls, and return when the last one has ended.
 
     Args:

@@ -1,8 +1,9 @@
 """What came of the calls: outcomes in, numbers out."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resilient.demo.script import DOWN, PHASES, Script
@@ -121,7 +122,8 @@ def side(outcomes: Sequence[Outcome], hits: Mapping[str, int], script: Script) -
 def reasons_why_not_better(bare: Side, guarded: Side) -> list[str]:
     """Tell what is missing for the guarded side to be better; nothing if it is.
 
-    Better is: more calls are answered, the slowest are not slower, and a server that is down is not asked more often.
+    Better is: more calls are answered, the slowest are not slower, and a server that is down is not asked more
+    often.
     """
     reasons = []
     if (guarded.total.success_rate or 0) <= (bare.total.success_rate or 0):
@@ -146,17 +148,11 @@ class EventCounts:
         self.by_policy.setdefault(event.policy, Counter())[name] += 1
 
 
-class Recent:
-    """The outcomes of the last seconds, for the live view."""
+def ended_since(outcomes: Sequence[Outcome], moment: float) -> list[Outcome]:
+    """Return the calls that ended after a moment.
 
-    def __init__(self, seconds: float = 1.0) -> None:
-        self._seconds = seconds
-
-    def of(self, outcomes: Sequence[Outcome], elapsed: float) -> list[Outcome]:
-        """Return those calls that ended within the last seconds, given all in the order in which they ended."""
-        recent = []
-        for outcome in reversed(outcomes):
-            if outcome.due + outcome.latency < elapsed - self._seconds:
-                break
-            recent.append(outcome)
-        return recent
+    Args:
+        outcomes: In the order in which the calls ended.
+        moment: In seconds since the start.
+    """
+    return list(itertools.takewhile(lambda one: one.due + one.latency >= moment, reversed(outcomes)))

@@ -8,14 +8,15 @@ from typing import Self
 
 from resilient.demo import DemoError, Options
 
+_COMMAND = (sys.executable, "-m", "resilient.demo.server")
 _PATIENCE = 3.0
 
 
 class ServerProcess:
     """A running server, as a context manager.
 
-    The pipe to its standard input is what it lives on: it is closed at the end, or by the system if the demo is killed.
-    The process has a session of its own, so Ctrl-C in a terminal reaches only the demo.
+    The pipe to its standard input is what it lives on: that is closed at the end, or by the system if the demo
+    is killed. The process has a session of its own, so Ctrl-C in a terminal reaches only the demo.
 
     Args:
         options: What the command line asks for.
@@ -27,7 +28,7 @@ class ServerProcess:
     def __init__(self, options: Options) -> None:
         words = [str(options.port), str(options.seconds), str(options.seed)]
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "resilient.demo.server", *words],
+            [*_COMMAND, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -51,7 +51,7 @@ class Bulkhead(Gate):
         BulkheadRejected, BulkheadQueued.
     """
 
-    times_calls = False
+    times_successes = False
     __slots__ = ("_filled_at", "_permits", "_waiting")  # read by every call
 
     def __init__(
@@ -96,6 +96,8 @@ class Bulkhead(Gate):
                 self._waiting.remove(ticket)
         if granted:  # just as the caller gave up: the permit goes to the next one
             self._release(self._filled_at)
+        if ticket.cancelled:
+            return BulkheadFull("the wait was given up", policy=self.label)
         reason = "deadline" if ticket.value else "waited"
         return self._refusal(reason, "no permit became free in time")
 

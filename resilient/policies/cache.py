@@ -75,7 +75,7 @@ class Cache(Value):
     methods also to `self`; give `key` if that matters.
 
     Args:
-        ttl: For how many seconds a result is fresh.
+        ttl: For how many seconds a result is fresh; 0 keeps results for stale answers only.
         stale: For how many seconds more a result is served if the call fails. Default 0: never.
         refresh: For how many seconds after `ttl` a result is served at once while a new one is fetched in the
             background. Default 0: never.
@@ -106,7 +106,7 @@ class Cache(Value):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.ttl = options.seconds("Cache", "ttl", ttl)
+        self.ttl = options.seconds("Cache", "ttl", ttl, zero=True)
         self.stale = options.seconds("Cache", "stale", stale, zero=True)
         self.refresh = options.seconds("Cache", "refresh", refresh, zero=True)
         self.max_entries = options.whole("Cache", "max_entries", max_entries)
@@ -188,7 +188,7 @@ class Cache(Value):
                 flight.waiting.remove((ticket, call))
         if ticket.granted and ticket.value is MISSING:  # just as the caller gave up: somebody else has to lead
             self.abandon(call)
-        limit = deadline.current()
+        limit = None if ticket.cancelled else deadline.current()
         return TimeoutError("cancelled while waiting") if limit is None else limit.timed_out()
 
     def clear(self) -> None:
@@ -257,7 +257,8 @@ class Cache(Value):
             for ticket, _call in flight.waiting:
                 ticket.value = None if entry is None else entry.value
                 ticket.error = error if entry is None else None
-                ticket.grant()
+                if ticket.grant() and entry is not None:
+                    self._stale.add()
             return entry
 
     def _serve_stale(self, age: float, reason: str) -> None:

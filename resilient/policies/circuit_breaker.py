@@ -18,6 +18,7 @@
 * No code of yours runs under the lock, and the success path takes no lock.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -42,7 +43,10 @@ class State(Enum):
     HALF_OPEN = pybreaker.STATE_HALF_OPEN
 
 
-_CLOSED = State.CLOSED  # looking up a member of an enum costs as much as calling a function
+_CLOCKS_DIFFER = 0.001  # seconds: trio cancels by a clock of its own
+
+# Looking up a member of an enum costs as much as calling a function.
+_CLOSED, _OPEN, _HALF_OPEN = State.CLOSED, State.OPEN, State.HALF_OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +143,19 @@ class CircuitBreaker(Gate):
         self.probes = options.whole(me, "probes", probes)
         self.probe_lease = options.seconds(me, "probe_lease", probe_lease)
         self.on = options.errors(me, "on", on)
+        if not isinstance(listeners, Sequence) or isinstance(listeners, str | bytes):
+            allowed = "a list or tuple of pybreaker.CircuitBreakerListener objects"
+            raise options.refuse(me, "listeners", listeners, allowed, TypeError)
         self.listeners = tuple(listeners)
         self.storage = storage
         self.breaker = breaker
         self._check_combination()
         self._observers = pybreaker_bridge.observers(self)
         self._matches = options.matcher(self.on)
+        self.times_successes = self.slow is not None  # else a success may as well count from when its call began
         self._slow_from = float("inf") if self.slow is None else self.slow
         self._window: Window = self._new_window()
-        self._state = State.CLOSED
+        self._state = _CLOSED
         self._since = float("-inf")
         self._until: float | None = None
         self._trips = 0
@@ -178,13 +186,13 @@ class CircuitBreaker(Gate):
         if self._state is _CLOSED:
             return None
         with self._lock:
-            half_opened = self._state is State.OPEN and self._until is not None and now >= self._until
+            half_opened = self._state is _OPEN and self._until is not None and now >= self._until
             if half_opened:
-                self._enter(State.HALF_OPEN, now)
-            refused = self._state is not State.CLOSED and not self._lease(call, now)
+                self._enter(_HALF_OPEN, now)
+            refused = self._state is not _CLOSED and not self._lease(call, now)
             retry_after = self._retry_after(now)
         if half_opened:
-            self._report(State.OPEN, State.HALF_OPEN, events.CircuitHalfOpened)
+            self._report(_OPEN, _HALF_OPEN, events.CircuitHalfOpened)
         if refused:
             raise self.refusal(retry_after)
         return None
@@ -195,12 +203,12 @@ class CircuitBreaker(Gate):
             if started >= self._since:
                 self._window.success(now)
             return
-        neutral = self.says_nothing(error, now)
+        neutral = self.says_nothing(error, started, now)
         failed = not neutral and error is not None and self.is_failure(error)
         reason = None
         with self._lock:
             before = self._state
-            if before is State.CLOSED:
+            if before is _CLOSED:
                 if not neutral and started >= self._since:
                     self._window.record(now, failed=failed, slow=slow)
                     reason = self._verdict(now)
@@ -210,12 +218,12 @@ class CircuitBreaker(Gate):
                 self._probes_slow += slow
                 reason = self._verdict_on_probes()
             if reason is not None:
-                self._enter(State.CLOSED if reason == "well" else State.OPEN, now)
+                self._enter(_CLOSED if reason == "well" else _OPEN, now)
             open_for = None if self._until is None else self._until - now
         if reason == "well":
-            self._report(before, State.CLOSED, events.CircuitClosed)
+            self._report(before, _CLOSED, events.CircuitClosed)
         elif reason is not None:
-            self._report(before, State.OPEN, events.CircuitOpened, reason=reason, open_for=open_for)
+            self._report(before, _OPEN, events.CircuitOpened, reason=reason, open_for=open_for)
 
     def force_open(self, reason: str = "forced") -> None:
         """Open now, as if too many calls had failed: after the open time, probes decide.
@@ -223,15 +231,15 @@ class CircuitBreaker(Gate):
         Args:
             reason: What `CircuitOpened` gives as the reason.
         """
-        self._move(State.OPEN, reason)
+        self._move(_OPEN, reason)
 
     def isolate(self) -> None:
         """Open now and stay open until `close()` is called."""
-        self._move(State.OPEN, "isolated")
+        self._move(_OPEN, "isolated")
 
     def close(self) -> None:
         """Close now, and forget what was counted."""
-        self._move(State.CLOSED, "closed")
+        self._move(_CLOSED, "closed")
 
     def _move(self, state: State, reason: str) -> None:
         now = runtime.now()
@@ -241,9 +249,9 @@ class CircuitBreaker(Gate):
             if reason == "isolated":
                 self._until = None
             open_for = None if self._until is None else self._until - now
-        if state is State.OPEN:
+        if state is _OPEN:
             self._report(before, state, events.CircuitOpened, reason=reason, open_for=open_for)
-        elif before is not State.CLOSED:
+        elif before is not _CLOSED:
             self._report(before, state, events.CircuitClosed)
 
     def adopt(self, name: str, now: float, until: float | None) -> None:
@@ -254,26 +262,24 @@ class CircuitBreaker(Gate):
             if before is state:
                 return
             self._enter(state, now)
-            if state is State.OPEN:
+            if state is _OPEN:
                 self._until = until
-        if state is State.OPEN:
+        if state is _OPEN:
             open_for = None if until is None else until - now
             self._report(before, state, events.CircuitOpened, reason="storage", open_for=open_for)
         else:
-            self._report(
-                before, state, events.CircuitClosed if state is State.CLOSED else events.CircuitHalfOpened
-            )
+            self._report(before, state, events.CircuitClosed if state is _CLOSED else events.CircuitHalfOpened)
 
     def _enter(self, state: State, now: float) -> None:
         self._state = state
         self._since = now
         self._leases.clear()
         self._probed = self._probes_failed = self._probes_slow = 0
-        if state is State.OPEN:
+        if state is _OPEN:
             self._opened += 1
             self._until = now + self._open_time()
             self._trips += 1
-        elif state is State.CLOSED:
+        elif state is _CLOSED:
             self._window.reset()
             self._until = None
             self._trips = 0
@@ -283,7 +289,7 @@ class CircuitBreaker(Gate):
         return growing * (1 + runtime.random(-self.jitter, self.jitter))
 
     def _lease(self, call: Call, now: float) -> bool:
-        if self._state is not State.HALF_OPEN:
+        if self._state is not _HALF_OPEN:
             return False
         for probe, expires_at in list(self._leases.items()):
             if expires_at <= now:
@@ -294,7 +300,7 @@ class CircuitBreaker(Gate):
         return True
 
     def _retry_after(self, now: float) -> float | None:
-        if self._state is State.HALF_OPEN:
+        if self._state is _HALF_OPEN:
             return max(0.0, min(self._leases.values(), default=now) - now)
         return None if self._until is None else self._until - now
 
@@ -317,21 +323,31 @@ class CircuitBreaker(Gate):
             return "probes"
         return "well" if self._probed >= self.probes else None
 
+    @functools.cached_property
+    def label(self) -> str:
+        """What errors and events call it; the name of a breaker that was handed in serves too."""
+        return self.name or (self.breaker and self.breaker.name) or repr(self)
+
     # -- what others may ask ------------------------------------------------------------------------------------
 
     def is_failure(self, error: BaseException) -> bool:
         """Tell whether an error of the guarded function counts against it."""
-        return isinstance(error, FailedResult) or (isinstance(error, Exception) and bool(self._matches(error)))
+        if not isinstance(error, Exception):
+            return True  # the cancellation by a deadline of ours, see says_nothing
+        return isinstance(error, FailedResult) or bool(self._matches(error))
 
-    def says_nothing(self, error: BaseException | None, now: float) -> bool:
+    def says_nothing(self, error: BaseException | None, started: float, now: float) -> bool:
         """Tell whether the end of a call says nothing about the dependency.
 
-        That is so if a policy refused the call, if it was cancelled, or if a deadline around the breaker cut
-        it short: then it had less time than the dependency may take.
+        That is so if a policy refused the call, or if it was cancelled. A deadline around the breaker cancels
+        too: that says nothing if it left the call less than half of its time, and is a failure if the call had
+        most of it, as in `Timeout | CircuitBreaker` when the dependency hangs (in async code: an abandoned thread
+        reports only when it ends).
         """
-        if isinstance(error, TimedOut):
+        if isinstance(error, TimedOut) or runtime.is_cancellation(error):
             limit = deadline.current()
-            return limit is not None and now >= limit.at
+            if limit is not None and now >= limit.at - _CLOCKS_DIFFER:
+                return now - started < limit.scope.limit() / 2
         return isinstance(error, Rejected) or not isinstance(error, Exception | type(None))
 
     @property
@@ -348,7 +364,7 @@ class CircuitBreaker(Gate):
         if self.breaker is not None:
             return False
         with self._lock:
-            return self._state is State.CLOSED and not self._window.counts(now).calls
+            return self._state is _CLOSED and not self._window.counts(now).calls
 
     def statistics(self) -> CircuitBreakerStatistics:
         """Return the state, what is in the window, and how often the breaker opened and refused."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from resilient import events, options
 from resilient.call import AsyncNext, Call, Next
+from resilient.component import Component
 from resilient.counter import Counter
 from resilient.edge import Edge
 from resilient.kinds import MISSING, Value
@@ -37,7 +38,7 @@ class Fallback(Value):
         name: What errors and events call this policy. Default: its repr.
 
     Raises:
-        The error of the last alternative, with the error before it as `__context__`.
+        Exception: That of the last alternative, with the error before it as `__context__`.
 
     Emits:
         FallbackUsed.
@@ -47,6 +48,10 @@ class Fallback(Value):
         super().__init__(name=name)
         if not alternatives:
             raise TypeError("Fallback: alternatives=() is not allowed; give a value or a function to fall back to")
+        for alternative in alternatives:
+            if isinstance(alternative, Component):
+                allowed = "a value or a function; guard a function with the policy and give that"
+                raise options.refuse("Fallback", "alternatives", alternative, allowed, TypeError)
         for alternative in alternatives[:-1]:
             if not callable(alternative):
                 raise options.refuse(

@@ -10,7 +10,10 @@ Why not a window: a fixed window admits twice the limit around its edge, and a s
 every call.
 """
 
-from collections.abc import Callable, Hashable
+import heapq
+import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,6 +28,7 @@ from resilient.table import OVERFLOW, Table
 from resilient.ticket import Ticket
 
 _MICRO = 1_000_000
+_VACANT_KEYS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +93,21 @@ class RateLimit(Gate):
         elif cost > self.burst:
             raise options.refuse("RateLimit", "cost", cost, f"an int up to burst={self.burst}")
         self.max_keys = options.whole("RateLimit", "max_keys", max_keys)
-        self._limit = self.rate.limit
-        self._period = self.rate.micros  # the debt of one call: it drains at `limit` units per microsecond
+        common = math.gcd(self.rate.limit, self.rate.micros)  # short integers are faster than long ones
+        self._limit = self.rate.limit // common
+        self._period = self.rate.micros // common  # the debt of one call: it drains by `limit` each microsecond
         self._capacity = self.burst * self._period
-        self._patience = int(self.wait * _MICRO) * self.rate.limit
+        self._patience = round(self.wait * _MICRO) * self._limit
         self._debt = self.cost * self._period if isinstance(self.cost, int) else 0
         self._table: Table[int] = Table(self.max_keys)
         self._drained = self._table.entries
-        self._baton = Baton()
+        self._vacant: dict[Hashable, list[tuple[int, int]]] = {}  # by key: start and debt, earliest first
+        # Without a key there is one number, and it is the baton. With keys, whoever holds the baton has the table.
+        self._lone = self.key is None and self._debt > 0
+        self._baton: Baton[int | None] = Baton(0 if self._lone else None, lost=None)
         self._take, self._give = self._baton.take, self._baton.give
+        if self._lone:
+            self.admit = self._admit_lone  # type: ignore[method-assign]
         self._rejected = Counter()
         self._queued = Counter()
 
@@ -105,63 +115,107 @@ class RateLimit(Gate):
         key = None if self.key is None else self._key_of(call)
         debt = self._debt or self._debt_of(call)
         at = int(now * _MICRO + 0.5) * self._limit
-        # Locals: calling an attribute that is not a method is a slow path of CPython 3.11.
-        drained, take, give = self._drained, self._take, self._give
-        try:
-            take()
-        except IndexError:
-            self._baton.wait()
+        drained = self._drained
+        self._baton.hold()
         try:
             drained_at = drained.get(key)
             if drained_at is not None:
-                due = (drained_at if drained_at > at else at) + debt  # noqa: FURB136 - max() costs a call
+                due = max(drained_at, at) + debt
                 if due - at <= self._capacity:
                     drained[key] = due
                     return None
         finally:
-            give(None)
+            self._give(None)
         return self._admit_slowly(now, at, key, debt)
+
+    def _admit_lone(self, call: Call, now: float) -> Ticket | None:
+        """Admit where there is only one key: the same, on the one number that the baton is."""
+        at = int(now * _MICRO + 0.5) * self._limit
+        take, give = self._take, self._give  # calling an attribute is a slow path of CPython 3.11
+        try:
+            drained_at = take()
+        except IndexError:
+            drained_at = self._baton.wait()
+        if drained_at is not None:
+            due = (drained_at if drained_at > at else at) + self._debt  # noqa: FURB136 - max() costs a call
+            if due - at <= self._capacity:
+                give(due)
+                return None
+        give(drained_at)
+        return self._admit_slowly(now, at, None, self._debt)
 
     def _admit_slowly(self, now: float, at: int, key: Hashable, debt: int) -> Ticket | None:
         """Admit a new key, let the call wait, or refuse it."""
-        with self._baton:
+        with self._holding(at):
             place = key if key in self._drained else self._table.place_for(key, lambda other: other <= at)
-            due = max(self._drained.get(place, at), at) + debt
-            over = due - at - self._capacity
+            # A new key takes over the debt of the overflow entry: it may have been one of those who share it.
+            owed = max(self._drained.get(place, self._drained.get(OVERFLOW, at)), at)
+            turn = self._vacant_turn(place, at, debt) if place in self._vacant else None
+            over = (owed + debt - self._capacity if turn is None else turn) - at
             admitted = over <= 0 or (over <= self._patience and self._in_time(at + over))
-            if admitted:
-                self._drained[place] = due
+            self._drained[place] = owed + debt if admitted and turn is None else owed
+            if admitted and turn is not None:
+                heapq.heappop(self._vacant[place])
         if place is OVERFLOW:
             self.emit(events.PartitionsFull, max_keys=self.max_keys)
         if not admitted:
             self._refuse(now, at + over)
         return None if over <= 0 else self._queue(now, at + over, place, debt)
 
-    def leave(self, call: Call, ticket: Ticket) -> BaseException:
-        """Give the reservation back, unless others have queued behind it.
+    @contextmanager
+    def _holding(self, at: int) -> Iterator[None]:
+        """Hold the baton; what it is without a key is in the table meanwhile.
 
-        They keep their turns, and a call at the end of a shorter queue would start together with the last of
-        them: more than the limit allows.
+        If the number was lost in an interrupt, the limit is taken to be used up: it must not begin anew.
+        """
+        held = self._baton.hold()
+        if self._lone:
+            self._drained[None] = at + self._capacity if held is None else held
+        try:
+            yield
+        finally:
+            self._give(self._drained[None] if self._lone else None)
+
+    def leave(self, call: Call, ticket: Ticket) -> BaseException:
+        """Give the reservation back.
+
+        Those who have queued up behind it keep their turns. Its own turn is vacant then, for the next call: at
+        the end of a queue that is only shorter, that call would start together with the last one there.
         """
         key, debt, due = ticket.value
-        with self._baton:
+        with self._holding(due):
             if self._drained.get(key) == due:
                 self._drained[key] -= debt
+            else:
+                if len(self._vacant) >= _VACANT_KEYS:
+                    self._vacant.clear()  # a turn that nobody takes never exceeds the limit
+                heapq.heappush(self._vacant.setdefault(key, []), (due - self._capacity, debt))
         return RateLimited("the wait was given up", policy=self.label)
 
+    def _vacant_turn(self, key: Hashable, at: int, debt: int) -> int | None:
+        """Return the next turn in the queue that was given back, if a call of this debt can have it."""
+        turns = self._vacant[key]
+        while turns and turns[0][0] < at:
+            heapq.heappop(turns)
+        if not turns:
+            del self._vacant[key]
+            return None
+        turn, room = turns[0]
+        return turn if debt <= room else None
+
     def idle(self, now: float) -> bool:
-        at = int(now * _MICRO + 0.5) * self.rate.limit
-        with self._baton:
-            return all(drained_at <= at for drained_at in self._table.entries.values())
+        at = int(now * _MICRO + 0.5) * self._limit
+        with self._holding(at):
+            return all(drained_at <= at for drained_at in self._drained.values())
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._give(None)
+        self._baton.after_fork(0 if self._lone else None)
 
     def statistics(self) -> RateLimitStatistics:
         """Return how many keys are remembered, and how many calls were refused or had to wait."""
         return RateLimitStatistics(
-            keys=len(self._table.entries), rejected=self._rejected.value, queued=self._queued.value
+            keys=len(self._drained), rejected=self._rejected.value, queued=self._queued.value
         )
 
     def _key_of(self, call: Call) -> Hashable:
@@ -182,7 +236,7 @@ class RateLimit(Gate):
         return cost * self._period
 
     def _seconds(self, due: int) -> float:
-        return -(-due // self.rate.limit) / _MICRO
+        return -(-due // self._limit) / _MICRO
 
     def _in_time(self, due: int) -> bool:
         limit = deadline.current()

@@ -27,7 +27,7 @@ from resilient.counter import Counter
 from resilient.edge import Edge
 from resilient.errors import FailedResult, Rejected
 from resilient.kinds import Attempts, Loop
-from resilient.policies.retry_budget import RetryBudget
+from resilient.policies.retry_budget import RetryBudget, RetryBudgetStatistics
 
 Stop: TypeAlias = int | timedelta | stop_base | Callable[[tenacity.RetryCallState], bool]
 Wait: TypeAlias = float | timedelta | wait_base | Callable[[tenacity.RetryCallState], float]
@@ -54,10 +54,12 @@ class RetryStatistics:
     Attributes:
         retries: Attempts that were made again.
         gave_up: Calls whose retryable error was raised after all.
+        budget: The statistics of its budget, None without one.
     """
 
     retries: int
     gave_up: int
+    budget: RetryBudgetStatistics | None = None
 
 
 class Retry(Loop):
@@ -81,8 +83,8 @@ class Retry(Loop):
         name: What errors and events call this policy. Default: its repr.
 
     Raises:
-        The error of the last attempt, itself, with a note such as `3 attempts in 1.42 s`. If the other side
-        asked for a wait that does not fit, the error has the attribute `retry_after`.
+        Exception: That of the last attempt, itself, with a note such as `3 attempts in 1.42 s`. If the other
+            side asked for a wait that does not fit, it has the attribute `retry_after`.
 
     Emits:
         RetryScheduled, RetryGaveUp.
@@ -218,7 +220,7 @@ class Retry(Loop):
     ) -> None:
         elapsed = now - attempts.started
         tries = f"{attempts.number} attempt{'s' if attempts.number > 1 else ''}"
-        error.add_note(f"{self.label}: {tries} in {elapsed:.2f} s{_WHY[reason]}")
+        _note(error, f"{self.label}: ", f"{tries} in {elapsed:.2f} s{_WHY[reason]}")
         if asked is not None:
             _tell_retry_after(error, asked)
         self._gave_up.add()
@@ -232,7 +234,8 @@ class Retry(Loop):
 
     def statistics(self) -> RetryStatistics:
         """Return how often this policy retried and gave up."""
-        return RetryStatistics(retries=self._retries.value, gave_up=self._gave_up.value)
+        budget = None if self.budget is None else self.budget.statistics()
+        return RetryStatistics(retries=self._retries.value, gave_up=self._gave_up.value, budget=budget)
 
 
 _WHY = {
@@ -252,10 +255,10 @@ def _stop(stop: Any, *, decorates: bool) -> int | Callable[[tenacity.RetryCallSt
         if stop < 1:
             raise options.refuse("Retry", "stop", stop, allowed)
         return stop
-    if not callable(stop) or isinstance(stop, type) or options.is_async(stop):
-        raise options.refuse("Retry", "stop", stop, allowed, TypeError)
     if decorates and inspect.isfunction(stop):
         allowed += ". To decorate a function write @Retry(on=...) with parentheses"
+        raise options.refuse("Retry", "stop", stop, allowed, TypeError)
+    if not callable(stop) or isinstance(stop, type) or options.is_async(stop):
         raise options.refuse("Retry", "stop", stop, allowed, TypeError)
     strategy: Callable[[tenacity.RetryCallState], bool] = stop
     return strategy
@@ -288,8 +291,19 @@ def _settled(option: str, answer: Any) -> Any:
     return answer
 
 
+def _note(error: Exception, who: str, what: str) -> None:
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list) and notes and str(notes[-1]).startswith(who):
+        notes[-1] = who + what  # one error object that is raised again and again would collect notes for ever
+        return
+    try:
+        error.add_note(who + what)
+    except (AttributeError, TypeError):  # a frozen exception, or one whose notes are no list: it matters more
+        return
+
+
 def _tell_retry_after(error: Exception, seconds: float) -> None:
     try:
         error.retry_after = seconds  # type: ignore[attr-defined]
-    except AttributeError:  # an exception class with __slots__: the note has said it
+    except AttributeError:  # a frozen exception, or a property: the note has said it
         return

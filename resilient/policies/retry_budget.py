@@ -149,7 +149,7 @@ class RetryBudget(Component):
         return purse.micros >= self._full
 
     def _trickle(self, purse: _Purse, now: float) -> None:
-        gained = int((now - purse.at) / self.refill * _TOKEN)
+        gained = round((now - purse.at) / self.refill * _TOKEN)
         if gained > 0:
             purse.micros = min(self._full, purse.micros + gained)
-            purse.at = now
+            purse.at += gained * self.refill / _TOKEN  # not `now`: what was rounded away would add up

@@ -1,0 +1,31 @@
+"""What guarding a call costs, beside the peers and beside code written by hand.
+
+    scripts/bench                     everything; takes about two minutes
+    scripts/bench --quick             a fifth of the rounds: rough, but good enough to see a mistake
+    scripts/bench --only retry        the cases whose name contains "retry"
+    scripts/bench --json              the same as data
+
+How it is measured
+    A case is one question, such as "Retry, sync". Its subjects are this library, the peers and, where there is
+    one, the smallest code that one would write by hand; all of them guard the same trivial function. Each
+    subject calls it in a plain `for` loop, in batches of about a millisecond with the garbage collector off.
+    The subjects of a case take turns, one batch each, for many rounds, and the fastest batch of each counts:
+    other work on the machine only ever makes a batch slower. The bare call takes its turns like the rest and is
+    the unit: its ratio is 1, loop included. Async subjects run in one event loop, which gets a turn of its own
+    between two batches.
+
+    Before it is measured, every subject has to show that it works: that the retry retries, that the breaker
+    opens, that the limiter refuses. Then it is given a limit that it never reaches while it is measured, the
+    same for all. A subject that cannot be imported, or does not work, stays in the table as "not measured", with
+    the reason.
+
+    Memory is what the memory of a rate limiter grows by when it sees many keys, key strings not counted, as
+    `tracemalloc` sees it, each subject in a process of its own.
+
+How to read it
+    Compare ratios, not nanoseconds: those belong to one machine on one day. Even ratios move by a tenth or so
+    between two runs on a busy machine. "target" is what this library sets out to reach on CPython 3.11; nothing
+    fails when it is missed, and no test looks at a time. Libraries differ in what they do for the price: a
+    counter of failures in a row is cheaper than a failure rate over a window, and a lock that is not taken is
+    cheapest of all.
+"""
