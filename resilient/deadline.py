@@ -30,15 +30,17 @@ class Deadline:
         scope: The policy that set it.
     """
 
-    __slots__ = ("at", "scope")
+    __slots__ = ("_told", "at", "scope")
 
     def __init__(self, at: float, scope: "Scope") -> None:
         self.at = at
         self.scope = scope
+        self._told = False
 
     def timed_out(self) -> TimedOut:
-        """Return the error that names the owner of this deadline, after telling its listeners."""
-        return self.scope.timed_out()
+        """Return the error that names the owner of this deadline, after telling its listeners, but once."""
+        told, self._told = self._told, True
+        return self.scope.timed_out(tell=not told)
 
 
 _current: ContextVar[Deadline | None] = ContextVar("resilient.deadline", default=None)

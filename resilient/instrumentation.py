@@ -27,24 +27,23 @@ class Instrumented:
         self.path = path
         self.policy = policy
         self._undone = False
-        self._replaced: tuple[Any, str, Any] | None = None
+        self._site: _Site | None = None
 
     @property
     def active(self) -> bool:
         """Whether the function is guarded now: False while the module has not been imported, and after `undo`."""
-        return self._replaced is not None
+        return self._site is not None
 
     def undo(self) -> None:
-        """Put the original back, or do nothing when the module is imported later; twice does no harm."""
+        """Put the original back, or do nothing when the module is imported later; twice does no harm.
+
+        Several that guard the same function may be undone in any order.
+        """
         self._undone = True
-        if self._replaced is None:
-            return
-        owner, name, original = self._replaced
-        self._replaced = None
-        if original is _ABSENT:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
+        if self._site is not None:
+            site, self._site = self._site, None
+            site.guards.remove(self)
+            site.rebuild()
 
     def apply(self, module: ModuleType) -> None:
         """Replace the function, now that the module is there."""
@@ -54,16 +53,13 @@ class Instrumented:
             owner, name, _ = wrapt.resolve_path(module, self.path)
         except AttributeError:
             raise AttributeError(f"instrument: the module {self.module!r} has no {self.path!r}") from None
-        # Looked up in the owner itself, past the descriptor protocol: that keeps classmethods and staticmethods
-        # what they are, and tells what is inherited and must be deleted, not restored.
-        own = vars(owner).get(name, _ABSENT)
-        inherited = next((vars(base)[name] for base in getattr(owner, "__mro__", ()) if name in vars(base)), own)
-        setattr(
-            owner,
-            name,
-            decorate(self.policy, inherited if inherited is not _ABSENT else getattr(owner, name)),
-        )
-        self._replaced = (owner, name, own)
+        site = _sites.get((id(owner), name))
+        if site is None:
+            site = _Site(owner, name)
+        decorate(self.policy, site.function)  # refused before anything is changed
+        site.guards.append(self)
+        site.rebuild()
+        self._site = site
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +68,37 @@ class Instrumented:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.undo()
+
+
+class _Site:
+    """A place in somebody else's code, what was there, and what guards it."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        # Looked up past the descriptor protocol: that keeps classmethods and staticmethods what they are, and
+        # tells what is inherited and has to be deleted in the end, not restored.
+        self.original = vars(owner).get(name, _ABSENT)
+        found = (vars(base)[name] for base in getattr(owner, "__mro__", (owner,)) if name in vars(base))
+        self.function = next(found, None) or getattr(owner, name)
+        self.guards: list[Instrumented] = []
+
+    def rebuild(self) -> None:
+        """Guard the original by all that guard it now, in the order in which they came."""
+        _sites[id(self.owner), self.name] = self
+        guarded = self.function
+        for guard in self.guards:
+            guarded = decorate(guard.policy, guarded)
+        if self.guards or self.original is not _ABSENT:
+            setattr(self.owner, self.name, guarded if self.guards else self.original)
+        else:
+            delattr(self.owner, self.name)
+        if not self.guards:
+            del _sites[id(self.owner), self.name]
+
+
+_sites: dict[tuple[int, str], _Site] = {}
+"""The places that are guarded now. They keep their owners alive, so no id is used again."""
 
 
 def instrument(module: str, path: str, policy: Policy) -> Instrumented:

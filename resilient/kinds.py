@@ -43,6 +43,8 @@ MISSING: Final = _Missing()
 """What a `Value` hook returns when it has no value to offer."""
 
 
+_NO_CALL = Call.of_block()
+
 # -- Gate -----------------------------------------------------------------------------------------------------
 
 
@@ -52,6 +54,9 @@ class Gate(Policy):
     times_successes = True
     """Whether `settle` needs to know when a call succeeded. If not, it gets the time at which that call started:
     reading the clock costs as much as a simple policy. When a call failed it always gets to know."""
+
+    looks_at_calls = True
+    """Whether the hooks look at the call. If not, a function that has no other guard does without a call."""
 
     @abstractmethod
     def admit(self, call: Call, now: float) -> Ticket | None:
@@ -154,6 +159,23 @@ class Gate(Policy):
             return result
 
         return (gate if self.times_successes else untimed) if self._settles() else admit_only
+
+    def close_alone(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
+        """Guard a function by nothing but this gate, if the gate neither looks at calls nor at how they end."""
+        if self.looks_at_calls or self._settles() or type(self).link is not Gate.link:
+            return None
+        admit = self.admit
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            ticket = admit(_NO_CALL, runtime.now())
+            if ticket is not None:
+                self._hold(Call(function, args, kwargs), ticket)
+            result = function(*args, **kwargs)
+            if result.__class__ is CoroutineType:
+                refuse_coroutine(function, result)
+            return result
+
+        return guarded
 
     def _hold(self, call: Call, ticket: Ticket) -> None:
         try:
@@ -393,10 +415,11 @@ class Scope(Policy):
     def limit(self) -> float:
         """Return how many seconds a call may take: always the same number, as the timer queue relies on it."""
 
-    def timed_out(self) -> TimedOut:
-        """Report that a deadline of this scope has passed, and return the error that says so."""
+    def timed_out(self, *, tell: bool = True) -> TimedOut:
+        """Return the error that says that a deadline of this scope has passed, and report it if nobody has yet."""
         seconds = self.limit()
-        self.emit(events.TimeoutExpired, seconds=seconds)
+        if tell:
+            self.emit(events.TimeoutExpired, seconds=seconds)
         return TimedOut(policy=self.label, seconds=seconds)
 
     def link(self, nxt: Next, edge: Edge) -> Next:
@@ -441,14 +464,14 @@ class Scope(Policy):
         return hop
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
-        seconds, queues = self.limit(), self._queues
+        seconds, queues, begin = self.limit(), self._queues, timers.begin
 
         async def publish(call: Call) -> Any:
             with deadline.published(deadline.tighten(self, seconds, call.now)):
                 return await nxt(call)
 
         async def scope(call: Call) -> Any:
-            timer = timers.begin(self, seconds, call.now, queues)
+            timer = begin(self, seconds, call.now, queues)
             if timer is None:
                 return await nxt(call)
             try:

@@ -357,6 +357,7 @@ class Colour:
     def __init__(self, name: str, clock: VirtualTime | None) -> None:
         self.name = name
         self._clock = clock
+        self._recoloured: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def now(self) -> float:
         """Return the virtual time in seconds."""
@@ -384,10 +385,12 @@ class Colour:
         return await policy.acall(self.function(function), *args, **kwargs)
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function in this colour; an async one may only await operations of this object."""
-        if not inspect.iscoroutinefunction(function):
-            return function if self._clock is not None else _as_async(function)
-        return _as_sync(function) if self._clock is not None else function
+        """Return a function in this colour, the same each time; it may only await operations of this object."""
+        if inspect.iscoroutinefunction(function) == (self._clock is None):
+            return function
+        if function not in self._recoloured:
+            self._recoloured[function] = _as_sync(function) if self._clock is not None else _as_async(function)
+        return self._recoloured[function]
 
     async def gather(self, *functions: Callable[[], Awaitable[Any]]) -> list[Any]:
         """Run async functions at the same time, in threads or in tasks, and return their results."""

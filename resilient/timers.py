@@ -20,13 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from resilient import runtime
 from resilient.deadline import Deadline, _current, tighten
+from resilient.errors import TimedOut
 
 if TYPE_CHECKING:
     from resilient.kinds import Scope
 
 
+_new = object.__new__
+
+
 class Timer(Deadline):
-    """A deadline at which an asyncio task is cancelled.
+    """A deadline at which an asyncio task is cancelled; made by `begin`.
 
     It is in its queue from the beginning until the call ends or the time is up, whichever comes first.
     """
@@ -35,19 +39,12 @@ class Timer(Deadline):
 
     token: "Token[Deadline | None]"
 
-    def __init__(
-        self,
-        at: float,
-        scope: "Scope",
-        task: "asyncio.Task[Any]",
-        pending: "deque[Timer]",
-    ) -> None:
-        self.at = at
-        self.scope = scope
-        self.task: asyncio.Task[Any] | None = task
-        self.pending: deque[Timer] | None = pending
-        self._cancelling = task.cancelling()
-        pending.append(self)
+    task: "asyncio.Task[Any] | None"
+    pending: "deque[Timer] | None"
+    _cancelling: int
+
+    def timed_out(self) -> TimedOut:
+        return self.scope.timed_out()
 
     def expire(self) -> None:
         """Cancel the task; called by the queue, which has let go of this timer."""
@@ -171,37 +168,28 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
         queue, task = None, current_task(loop)
     at = now + seconds
     outer = _current.get()
-    if outer is not None and outer.at <= at:
-        if outer.at <= now:
-            raise outer.timed_out()
-        if outer.__class__ is not Timer:
-            return _enforced(outer, task, loop, now)
-        if outer.task is task:
-            return None
-    else:
+    if outer is None or outer.at > at:
         outer = None
+    elif outer.at <= now:
+        raise outer.timed_out()
+    elif outer.__class__ is not Timer:
+        # A scope that only publishes its deadline comes first: it is enforced on its behalf, and as that timer is
+        # not as long as the others in the queue of either scope, it gets a queue of its own.
+        at, scope, queue, outer = outer.at, outer.scope, TimerQueue(loop), None
+    elif outer.task is task:
+        return None
     if task is None:
         raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     if queue is None:
         queue = queues.of(loop)
-    mine = Timer(at, scope, task, queue.pending)
     if not queue.armed:
-        queue.arm(loop, seconds)
+        queue.arm(loop, at - now)
+    mine: Timer = _new(Timer)  # filled in here: on CPython 3.11 an __init__ costs as much as a policy
+    mine.at = at
+    mine.scope = scope
+    mine.task = task
+    mine.pending = queue.pending
+    mine._cancelling = task.cancelling()
     mine.token = _current.set(outer or mine)
-    return mine
-
-
-def _enforced(
-    outer: Deadline, task: "asyncio.Task[Any] | None", loop: asyncio.AbstractEventLoop, now: float
-) -> Timer:
-    """Start a timer for the deadline of a scope that only publishes it, but comes first.
-
-    It is not as long as the timers in the queue of either scope, so it gets a queue of its own.
-    """
-    if task is None:
-        raise RuntimeError(f"{outer.scope!r} limits the time of a task, and there is none")
-    queue = TimerQueue(loop)
-    mine = Timer(outer.at, outer.scope, task, queue.pending)
-    queue.arm(loop, outer.at - now)
-    mine.token = _current.set(mine)
+    queue.pending.append(mine)
     return mine

@@ -19,7 +19,14 @@ class Counts(NamedTuple):
 
 
 class Window(Protocol):
-    """A memory of recent calls."""
+    """A memory of recent calls.
+
+    Attributes:
+        current: Where fast successes are counted by `next(current.ticks)` until the time `current.ends`: a
+            shortcut for callers to whom a function call matters.
+    """
+
+    current: "Slice"
 
     def success(self, now: float) -> None:
         """Record a fast success; needs no lock."""
@@ -34,7 +41,7 @@ class Window(Protocol):
         """Forget everything."""
 
 
-class _Slice:
+class Slice:
     """The outcomes of one tenth of the window."""
 
     __slots__ = ("ends", "failures", "others", "slow", "successes", "ticks")
@@ -48,6 +55,9 @@ class _Slice:
         self.slow = 0
 
 
+_NEVER = Slice(float("-inf"))
+
+
 class TimeWindow:
     """The calls of the last so many seconds, in ten slices that are dropped one by one.
 
@@ -55,7 +65,7 @@ class TimeWindow:
         seconds: The length of the window. It covers between 9/10 of that and all of it.
     """
 
-    __slots__ = ("_current", "_length", "_slices")
+    __slots__ = ("_length", "_slices", "current")
     SLICES = 10
 
     def __init__(self, seconds: float) -> None:
@@ -63,17 +73,17 @@ class TimeWindow:
         self.reset()
 
     def reset(self) -> None:
-        self._slices: dict[int, _Slice] = {}
-        self._current = _Slice(float("-inf"))
+        self._slices: dict[int, Slice] = {}
+        self.current = _NEVER
 
     def success(self, now: float) -> None:
-        current = self._current
+        current = self.current
         if now >= current.ends:
             current = self._turn(now)
         next(current.ticks)
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
-        current = self._current
+        current = self.current
         if now >= current.ends:
             current = self._turn(now)
         current.others += 1
@@ -89,16 +99,16 @@ class TimeWindow:
             slow += each.slow
         return Counts(calls, failures, slow)
 
-    def _turn(self, now: float) -> _Slice:
+    def _turn(self, now: float) -> Slice:
         # Runs without the lock too. setdefault is one operation of the interpreter, so all threads that come
         # here at the same time get the same slice; dropping an old slice twice does no harm.
         number = int(now // self._length)
         slices = self._slices
-        current = slices.setdefault(number, _Slice((number + 1) * self._length))
+        current = slices.setdefault(number, Slice((number + 1) * self._length))
         for old in list(slices):
             if old <= number - self.SLICES:
                 slices.pop(old, None)
-        self._current = current
+        self.current = current
         return current
 
 
@@ -110,6 +120,7 @@ class CountWindow:
     """
 
     _FAILED, _SLOW = 1, 2
+    current = _NEVER
 
     def __init__(self, size: int) -> None:
         self._outcomes: deque[int] = deque(maxlen=size)
@@ -132,6 +143,8 @@ class CountWindow:
 
 class Streak:
     """The failures since the last success."""
+
+    current = _NEVER
 
     def __init__(self) -> None:
         self._failures = 0

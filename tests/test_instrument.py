@@ -305,3 +305,22 @@ def test_bad_arguments_are_named(args, says):
 def test_it_is_part_of_the_package():
     assert resilient.instrument is instrument
     assert callable(instrument)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize(("path", "attribute"), [("fetch", None), ("Client.inherited", "inherited")])
+def test_several_guards_of_one_function_are_undone_in_any_order(name, module, path, attribute, order):
+    owner, attribute = (module.Client, attribute) if attribute else (module, path)
+    before = vars(owner).get(attribute)
+    breakers = [resilient.CircuitBreaker(name=str(number)) for number in range(3)]
+    handles = [instrument(name, path, breaker) for breaker in breakers]
+    undone = set()
+    for number in order:
+        handles[number].undo()
+        undone.add(number)
+        module.calls[:] = [0, 0]  # so that the next call succeeds
+        seen = [breaker.statistics().calls for breaker in breakers]
+        (module.Client().inherited if path != "fetch" else module.fetch)(1)
+        grown = [breaker.statistics().calls - was for breaker, was in zip(breakers, seen, strict=True)]
+        assert grown == [0 if each in undone else 1 for each in range(3)]
+    assert vars(owner).get(attribute) is before

@@ -198,11 +198,16 @@ class CircuitBreaker(Gate):
         return None
 
     def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
-        slow = self._slow_from <= now - started
-        if error is None and self._state is _CLOSED and not slow:
+        if error is None and self._state is _CLOSED and now - started < self._slow_from:
             if started >= self._since:
-                self._window.success(now)
+                window = self._window
+                current = window.current
+                if now < current.ends:
+                    next(current.ticks)
+                else:
+                    window.success(now)
             return
+        slow = now - started >= self._slow_from
         neutral = self.says_nothing(error, started, now)
         failed = not neutral and error is not None and self.is_failure(error)
         reason = None

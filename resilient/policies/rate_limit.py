@@ -28,6 +28,7 @@ from resilient.table import OVERFLOW, Table
 from resilient.ticket import Ticket
 
 _MICRO = 1_000_000
+_SMALL_LIMIT, _SMALL_DEBT = 64, 2**52  # 64 units a microsecond make 2**52 in two years
 _VACANT_KEYS = 1_000
 
 
@@ -99,15 +100,18 @@ class RateLimit(Gate):
         self._capacity = self.burst * self._period
         self._patience = round(self.wait * _MICRO) * self._limit
         self._debt = self.cost * self._period if isinstance(self.cost, int) else 0
-        self._table: Table[int] = Table(self.max_keys)
+        self._table: Table[float] = Table(self.max_keys)
         self._drained = self._table.entries
-        self._vacant: dict[Hashable, list[tuple[int, int]]] = {}  # by key: start and debt, earliest first
-        # Without a key there is one number, and it is the baton. With keys, whoever holds the baton has the table.
-        self._lone = self.key is None and self._debt > 0
-        self._baton: Baton[int | None] = Baton(0 if self._lone else None, lost=None)
+        self._vacant: dict[Hashable, list[tuple[float, float]]] = {}  # by key: start and debt, earliest first
+        # Without a key there is one number, and it is the baton. It is a whole float, which is faster than an int
+        # and just as exact, if all that it can become stays below 2**53 for years.
+        exact = self._limit <= _SMALL_LIMIT and self._capacity + self._patience < _SMALL_DEBT
+        self._lone = self.key is None and self._debt > 0 and exact
+        self._baton: Baton[float | None] = Baton(0.0 if self._lone else None, lost=None)
         self._take, self._give = self._baton.take, self._baton.give
         if self._lone:
             self.admit = self._admit_lone  # type: ignore[method-assign]
+            self.looks_at_calls = False
         self._rejected = Counter()
         self._queued = Counter()
 
@@ -130,7 +134,7 @@ class RateLimit(Gate):
 
     def _admit_lone(self, call: Call, now: float) -> Ticket | None:
         """Admit where there is only one key: the same, on the one number that the baton is."""
-        at = int(now * _MICRO + 0.5) * self._limit
+        at = (now * _MICRO + 0.5) // 1.0 * self._limit
         take, give = self._take, self._give  # calling an attribute is a slow path of CPython 3.11
         try:
             drained_at = take()
@@ -144,7 +148,7 @@ class RateLimit(Gate):
         give(drained_at)
         return self._admit_slowly(now, at, None, self._debt)
 
-    def _admit_slowly(self, now: float, at: int, key: Hashable, debt: int) -> Ticket | None:
+    def _admit_slowly(self, now: float, at: float, key: Hashable, debt: int) -> Ticket | None:
         """Admit a new key, let the call wait, or refuse it."""
         with self._holding(at):
             place = key if key in self._drained else self._table.place_for(key, lambda other: other <= at)
@@ -163,7 +167,7 @@ class RateLimit(Gate):
         return None if over <= 0 else self._queue(now, at + over, place, debt)
 
     @contextmanager
-    def _holding(self, at: int) -> Iterator[None]:
+    def _holding(self, at: float) -> Iterator[None]:
         """Hold the baton; what it is without a key is in the table meanwhile.
 
         If the number was lost in an interrupt, the limit is taken to be used up: it must not begin anew.
@@ -192,7 +196,7 @@ class RateLimit(Gate):
                 heapq.heappush(self._vacant.setdefault(key, []), (due - self._capacity, debt))
         return RateLimited("the wait was given up", policy=self.label)
 
-    def _vacant_turn(self, key: Hashable, at: int, debt: int) -> int | None:
+    def _vacant_turn(self, key: Hashable, at: float, debt: float) -> float | None:
         """Return the next turn in the queue that was given back, if a call of this debt can have it."""
         turns = self._vacant[key]
         while turns and turns[0][0] < at:
@@ -210,7 +214,7 @@ class RateLimit(Gate):
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._baton.after_fork(0 if self._lone else None)
+        self._baton.after_fork(0.0 if self._lone else None)
 
     def statistics(self) -> RateLimitStatistics:
         """Return how many keys are remembered, and how many calls were refused or had to wait."""
@@ -235,20 +239,20 @@ class RateLimit(Gate):
             raise ValueError(f"{self.label}: cost= returned {cost!r}; return {allowed}")
         return cost * self._period
 
-    def _seconds(self, due: int) -> float:
+    def _seconds(self, due: float) -> float:
         return -(-due // self._limit) / _MICRO
 
-    def _in_time(self, due: int) -> bool:
+    def _in_time(self, due: float) -> bool:
         limit = deadline.current()
         return limit is None or self._seconds(due) < limit.at
 
-    def _refuse(self, now: float, due: int) -> NoReturn:
+    def _refuse(self, now: float, due: float) -> NoReturn:
         retry_after = self._seconds(due) - now
         self._rejected.add()
         self.emit(events.RateLimitRejected, retry_after=retry_after)
         raise RateLimited(f"more than {self.rate}", policy=self.label, retry_after=retry_after)
 
-    def _queue(self, now: float, due: int, key: Hashable, debt: int) -> Ticket:
+    def _queue(self, now: float, due: float, key: Hashable, debt: int) -> Ticket:
         ticket = Ticket(ready_at=self._seconds(due))
         ticket.value = key, debt, due + self._capacity
         self._queued.add()
