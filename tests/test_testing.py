@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from resilient import Bulkhead, Fallback, Pipeline, Retry, TimedOut, Timeout, runtime, testing
+from resilient.testing import virtual_time
 from resilient.ticket import Ticket
 
 
@@ -386,3 +387,54 @@ def test_jitter_is_the_same_in_all_colours():
 
     assert testing.run_both(scenario, seed=1) == testing.run_both(scenario, seed=1)
     assert testing.run_both(scenario, seed=1) != testing.run_both(scenario, seed=2)
+
+
+def test_waking_a_thread_that_is_awake_already_does_nothing():
+    with virtual_time() as clock:
+        ticket = Ticket(expires_at=5)
+
+        def waits():
+            return clock.wait(ticket), clock.now()
+
+        def grants_twice():
+            return ticket.grant(), ticket.grant()
+
+        assert clock.run_threads(waits, grants_twice) == [(True, 0), (True, True)]
+
+
+def test_a_ticket_that_is_granted_while_its_holder_attaches():
+    class Hasty(Ticket):
+        def attach(self, wake):
+            attached = super().attach(wake)
+            self.grant()
+            return attached
+
+    with virtual_time() as clock:
+        assert clock.wait(Hasty(expires_at=5))
+        assert clock.now() == 0
+
+
+def test_a_grant_from_a_thread_outside_wakes_a_clock_that_stands_still():
+    with virtual_time() as clock:
+        ticket = Ticket()
+        thread = threading.Thread(target=lambda: (waiting.wait(), ticket.grant()))
+        waiting = threading.Event()
+        thread.start()
+
+        original = clock._next
+
+        def announcing():
+            original()
+            waiting.set()
+
+        clock._next = announcing
+        assert clock.wait(ticket)
+        thread.join()
+
+
+def test_the_error_of_a_thread_comes_out():
+    def fails():
+        raise OSError("no")
+
+    with virtual_time() as clock, pytest.raises(OSError, match="no"):
+        clock.run_threads(lambda: 1, fails)

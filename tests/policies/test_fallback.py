@@ -12,6 +12,7 @@ from resilient import (
     Fallback,
     Pipeline,
     Retry,
+    RetryBudget,
     TimedOut,
     Timeout,
 )
@@ -306,3 +307,9 @@ def test_a_fallback_shows_its_options_and_can_be_copied():
     assert (copy.alternatives, copy.on, copy.name) == ((len, None), OSError, "f")
     with pytest.raises(AttributeError):
         policy.statistics().used = 3
+
+
+@pytest.mark.parametrize("policy", [Retry(on=OSError), RetryBudget()])
+def test_a_policy_is_no_alternative(policy):
+    with pytest.raises(TypeError, match=r"Fallback: alternatives=Retry.* give a value or a function; guard"):
+        Fallback(policy)
