@@ -1,7 +1,8 @@
 """One invocation travelling through a pipeline."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from resilient import runtime
 
@@ -48,6 +49,19 @@ class Call:
 
 Next: TypeAlias = Callable[[Call], Any]
 AsyncNext: TypeAlias = Callable[[Call], Awaitable[Any]]
+
+N = TypeVar("N", bound=Callable[..., Any])
+
+
+def with_own_code(closure: N) -> N:
+    """Give a closure a code object of its own.
+
+    CPython adapts the code of a function to what it sees there (PEP 659). All closures made by one `def` share
+    their code, so without this the layers of one policy would undo what the layers of another have learned.
+    """
+    if isinstance(closure, FunctionType) and closure.__closure__:
+        closure.__code__ = closure.__code__.replace()
+    return closure
 
 
 def _block() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from resilient import runtime
-from resilient.call import Call
+from resilient.call import Call, with_own_code
 from resilient.options import is_async
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def decorate(policy: "Policy", function: Any) -> Any:
 def _close_sync(policy: "Policy", function: FunctionType) -> Any:
     alone = policy.close_alone(function)
     if alone is not None:
-        return functools.wraps(function)(alone)
+        return functools.wraps(function)(with_own_code(alone))
     chain, new = policy.chain_of_functions, object.__new__
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def _close_sync(policy: "Policy", function: FunctionType) -> Any:
         call.abandoned = ()
         return chain(call)
 
-    return guarded
+    return with_own_code(guarded)
 
 
 def _close_async(policy: "Policy", function: FunctionType) -> Any:
@@ -75,7 +75,7 @@ def _close_async(policy: "Policy", function: FunctionType) -> Any:
         call.abandoned = ()
         return await chain(call)
 
-    return guarded
+    return with_own_code(guarded)
 
 
 def _refuse(policy: "Policy", function: Any) -> None:

@@ -49,7 +49,14 @@ _NO_CALL = Call.of_block()
 
 
 class Gate(Policy):
-    """A policy that lets a call start, lets it wait, or refuses it."""
+    """A policy that lets a call start, lets it wait, or refuses it.
+
+    Attributes:
+        free: Whether any call may start now without `admit` being asked, as a look is cheaper than a call. False
+            unless the policy says otherwise.
+    """
+
+    __slots__ = ("free",)
 
     times_successes = True
     """Whether `settle` needs to know when a call succeeded. If not, it gets the time at which that call started:
@@ -57,6 +64,10 @@ class Gate(Policy):
 
     looks_at_calls = True
     """Whether the hooks look at the call. If not, a function that has no other guard does without a call."""
+
+    def __init__(self, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.free = False
 
     @abstractmethod
     def admit(self, call: Call, now: float) -> Ticket | None:
@@ -93,7 +104,7 @@ class Gate(Policy):
 
         def gate(call: Call) -> Any:
             started = call.now
-            ticket = admit(call, started)
+            ticket = None if self.free else admit(call, started)
             if ticket is not None:
                 self._hold(call, ticket)
                 started = call.now
@@ -107,7 +118,7 @@ class Gate(Policy):
 
         def untimed(call: Call) -> Any:
             started = call.now
-            ticket = admit(call, started)
+            ticket = None if self.free else admit(call, started)
             if ticket is not None:
                 self._hold(call, ticket)
                 started = call.now
@@ -132,7 +143,7 @@ class Gate(Policy):
 
         async def gate(call: Call) -> Any:
             started = call.now
-            ticket = admit(call, started)
+            ticket = None if self.free else admit(call, started)
             if ticket is not None:
                 await self._ahold(call, ticket)
                 started = call.now
@@ -146,7 +157,7 @@ class Gate(Policy):
 
         async def untimed(call: Call) -> Any:
             started = call.now
-            ticket = admit(call, started)
+            ticket = None if self.free else admit(call, started)
             if ticket is not None:
                 await self._ahold(call, ticket)
                 started = call.now

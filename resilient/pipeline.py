@@ -12,7 +12,7 @@ from contextlib import (
 from typing import Any
 
 from resilient import events, options
-from resilient.call import AsyncNext, Call, Next
+from resilient.call import AsyncNext, Call, Next, with_own_code
 from resilient.edge import Edge
 from resilient.errors import FailedResult
 from resilient.policy import Policy
@@ -51,12 +51,12 @@ class Pipeline(Policy):
 
     def link(self, nxt: Next, edge: Edge) -> Next:
         for policy in reversed(self.policies):
-            nxt = policy.link(nxt, edge)
+            nxt = with_own_code(policy.link(nxt, edge))
         return nxt
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         for policy in reversed(self.policies):
-            nxt = policy.alink(nxt, edge)
+            nxt = with_own_code(policy.alink(nxt, edge))
         return nxt
 
     def walk(self) -> Iterator[Policy]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 from resilient import blocks
-from resilient.call import AsyncNext, Call, Next
+from resilient.call import AsyncNext, Call, Next, with_own_code
 from resilient.component import Component
 from resilient.edge import FUNCTION, Edge, ajudged, arestoring, judged, restoring
 from resilient.functions import decorate
@@ -133,13 +133,15 @@ class Policy(Component, ABC):
         """Link a sync chain that ends at `edge`."""
         judges = self._judges(edge)
         end = edge.end()
-        return restoring(self.link(judged(end, judges), edge)) if judges else self.link(end, edge)
+        linked = with_own_code(self.link(judged(end, judges) if judges else end, edge))
+        return restoring(linked) if judges else linked
 
     def achain(self, edge: Edge) -> AsyncNext:
         """Link an async chain that ends at `edge`."""
         judges = self._judges(edge)
         end = edge.aend()
-        return arestoring(self.alink(ajudged(end, judges), edge)) if judges else self.alink(end, edge)
+        linked = with_own_code(self.alink(ajudged(end, judges) if judges else end, edge))
+        return arestoring(linked) if judges else linked
 
     def _judges(self, edge: Edge) -> list[Callable[[Call, Any], BaseException | None]]:
         judges = [policy.judge for policy in self.walk() if policy.judge is not None]

@@ -155,7 +155,11 @@ class CircuitBreaker(Gate):
         self.times_successes = self.slow is not None  # else a success may as well count from when its call began
         self._slow_from = float("inf") if self.slow is None else self.slow
         self._window: Window = self._new_window()
+        self._asks = (
+            bool(self._observers) or breaker is not None
+        )  # then admit has more to do than look at the state
         self._state = _CLOSED
+        self.free = not self._asks
         self._since = float("-inf")
         self._until: float | None = None
         self._trips = 0
@@ -277,6 +281,7 @@ class CircuitBreaker(Gate):
 
     def _enter(self, state: State, now: float) -> None:
         self._state = state
+        self.free = state is _CLOSED and not self._asks
         self._since = now
         self._leases.clear()
         self._probed = self._probes_failed = self._probes_slow = 0
