@@ -297,7 +297,7 @@ guard = Pipeline(
     Retry(3, on=OSError, wait=0),
     CircuitBreaker(),
     RateLimit("1000000/s"),
-    Bulkhead(THREADS, queue=THREADS),
+    Bulkhead(THREADS, queue=5 * THREADS),
 )
 
 

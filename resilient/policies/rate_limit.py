@@ -119,23 +119,26 @@ class RateLimit(Gate):
         key = None if self.key is None else self._key_of(call)
         debt = self._debt or self._debt_of(call)
         at = int(now * _MICRO + 0.5) * self._limit
-        drained = self._drained
-        self._baton.hold()
+        drained, take, give = self._drained, self._take, self._give  # calling an attribute is slow in CPython 3.11
+        try:
+            take()
+        except IndexError:
+            self._baton.wait()
         try:
             drained_at = drained.get(key)
             if drained_at is not None:
-                due = max(drained_at, at) + debt
+                due = (drained_at if drained_at > at else at) + debt  # noqa: FURB136 - max() costs a call
                 if due - at <= self._capacity:
                     drained[key] = due
                     return None
         finally:
-            self._give(None)
+            give(None)
         return self._admit_slowly(now, at, key, debt)
 
     def _admit_lone(self, call: Call, now: float) -> Ticket | None:
         """Admit where there is only one key: the same, on the one number that the baton is."""
         at = (now * _MICRO + 0.5) // 1.0 * self._limit
-        take, give = self._take, self._give  # calling an attribute is a slow path of CPython 3.11
+        take, give = self._take, self._give
         try:
             drained_at = take()
         except IndexError:
