@@ -46,7 +46,8 @@ class Rejected(ResilientError):
 
     def __str__(self) -> str:
         """Say who refused, why, and when to come back; put together only when it is read."""
-        when = "" if self.retry_after is None else f"; retry after {self.retry_after:.3g} s"
+        wait = self.retry_after
+        when = "" if wait is None else f"; retry after {wait:{'.0f' if wait >= 100 else '.3g'}} s"
         return f"{self.policy}: {self.reason}{when}"
 
 
