@@ -46,9 +46,12 @@ class Rejected(ResilientError):
 
     def __str__(self) -> str:
         """Say who refused, why, and when to come back; put together only when it is read."""
-        wait = self.retry_after
-        when = "" if wait is None else f"; retry after {wait:{'.0f' if wait >= 100 else '.3g'}} s"
-        return f"{self.policy}: {self.reason}{when}"
+        if self.retry_after is None:
+            return f"{self.policy}: {self.reason}"
+        wait = f"{self.retry_after:.3g}"
+        if "e" in wait:  # 3600, not 3.6e+03
+            wait = f"{self.retry_after:.0f}"
+        return f"{self.policy}: {self.reason}; retry after {wait} s"
 
 
 class CircuitOpen(Rejected, pybreaker.CircuitBreakerError):

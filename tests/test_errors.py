@@ -80,3 +80,11 @@ def test_they_are_caught_as_what_they_are():
         raise CircuitOpen("open", policy="p")
     with pytest.raises(TimeoutError):
         raise TimedOut(policy="p")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0"), (0.25, "0.25"), (4.2, "4.2"), (59.96, "60"), (3600, "3600"), (86399.7, "86400"), (1e-5, "0")],
+)
+def test_seconds_are_written_as_people_write_them(seconds, text):
+    assert str(Rejected("why", policy="p", retry_after=seconds)) == f"p: why; retry after {text} s"
