@@ -44,6 +44,11 @@ def port_of(introduction):
     return int(re.search(r"http://127\.0\.0\.1:(\d+): ", introduction)[1])
 
 
+def hear_ctrl_c():
+    """Undo what a shell does to jobs in the background, such as this suite on a build server: ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def listens(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -84,7 +89,7 @@ def test_a_terminal_gets_a_live_table_and_the_summary(demo):
 
 
 def test_ctrl_c_ends_it_without_a_traceback_and_without_the_server(demo):
-    process = demo(start_new_session=True)
+    process = demo(start_new_session=True, preexec_fn=hear_ctrl_c)
     port = port_of(process.stdout.readline())
     assert " | guarded " in process.stdout.readline()
     assert listens(port)

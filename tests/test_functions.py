@@ -338,7 +338,7 @@ class Client:
     def prop(self):
         return self.value
 
-    partial = shared(functools.partial(max, 3))
+    partial = staticmethod(shared(functools.partial(max, 3)))
     builtin = shared(len)
 
     @shared
