@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from cachetools import LRUCache
 
@@ -78,6 +78,13 @@ class Keyed(Policy):
             return cast("Awaitable[Any]", linked(call))
 
         return keyed
+
+    def refuse_block(self) -> NoReturn:
+        """Say why a block has no partition."""
+        raise TypeError(
+            "Keyed cannot guard a `with` block: the key is taken from the arguments of the call, and a block has "
+            "none. Decorate a function instead, or guard the block by `keyed.of(key)`"
+        )
 
     def of(self, key: Hashable) -> Policy:
         """Return the policy of a key: to look at its state, or to open a breaker by hand."""

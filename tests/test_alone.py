@@ -6,8 +6,9 @@ import pytest
 
 from resilient import Cache, Fallback, Pipeline, RateLimit, Rejected, Retry, TimedOut, Timeout, runtime
 from resilient.call import Call
+from resilient.edge import FUNCTION
 from resilient.kinds import MISSING, Gate, Race, Value
-from resilient.testing import flaky, run, run_both, virtual_time
+from resilient.testing import capture_events, flaky, run, run_both, virtual_time
 from resilient.ticket import Ticket
 
 
@@ -190,3 +191,55 @@ def test_a_timeout_alone_and_in_a_pipeline(backend):
         return runtime.now()
 
     assert run(main, backend=backend) == 2
+
+
+class Watching(Gate):
+    """Lets every call pass, and notes what it was told at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended = []
+
+    def admit(self, call, now):
+        return None
+
+    def settle(self, call, error, started, now):
+        self.ended.append((call, call.attempt, started))
+
+
+def test_an_abandoned_thread_keeps_a_call_of_its_own():
+    with virtual_time() as clock:
+        watching = Watching()
+        guard = Pipeline(Retry(2, on=TimedOut, wait=0), Timeout(1), watching)
+        durations = iter([5, 0.5])
+        guard.call(lambda: clock.sleep(next(durations)))
+        clock.sleep(10)
+        (retried, *second), (abandoned, *first) = watching.ended
+    assert retried is not abandoned
+    assert second == [2, 1.0]
+    assert first == [1, 0.0]  # although the next attempt has begun since
+
+
+def test_a_deadline_that_two_waits_run_into_is_told_once():
+    with virtual_time() as clock, capture_events() as seen:
+        cache = Cache(60)
+        slow = Pipeline(Timeout(1), cache)
+
+        def fetch():
+            clock.sleep(5)
+
+        def impatient():
+            with pytest.raises(TimedOut):
+                slow.call(fetch)
+
+        clock.run_threads(lambda: cache.call(fetch), impatient)
+    assert [event.name for event in seen if event.name == "timeout.expired"] == ["timeout.expired"]
+
+
+def test_linked_closures_do_not_share_what_the_interpreter_learns():
+    chains = [policy.chain(FUNCTION) for policy in (Retry(on=OSError), Retry(on=KeyError))]
+    chains += [Pipeline(Retry(on=OSError)).chain(FUNCTION)]
+    wrappers = [Pipeline()(lambda: 1), Pipeline()(lambda: 2)]
+    for closures in (chains, wrappers):
+        assert len({id(closure.__code__) for closure in closures}) == len(closures)
+        assert len({closure.__code__.co_code for closure in closures}) == 1

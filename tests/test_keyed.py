@@ -504,3 +504,12 @@ def test_a_copy_has_partitions_of_its_own(clock):
     fail(keyed, "a")
     assert keyed.fresh().call(works, "a") == "a"
     assert "by_host" in repr(keyed)
+
+
+def test_a_block_has_no_arguments_to_take_a_key_from():
+    keyed = Keyed(lambda: Bulkhead(1))
+    for enter in (keyed.block, keyed.ablock):
+        with pytest.raises(
+            TypeError, match="Keyed cannot guard a `with` block: the key is taken from the arguments"
+        ):
+            enter()
