@@ -265,6 +265,9 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual._now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await super().shutdown_default_executor()  # without the timer, to which the clock would jump at once
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     """Waits for files in no time, and lets virtual time pass instead."""
