@@ -120,6 +120,10 @@ class TimerQueues:
         self.last = queue
         return queue
 
+    def after_fork(self) -> None:
+        """Make a new lock, as the old one may be held by a thread that the child does not have."""
+        self._lock = threading.Lock()
+
 
 class TrioTimer:
     """A deadline that is a trio cancel scope."""

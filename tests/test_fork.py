@@ -175,3 +175,13 @@ def test_a_child_that_fails_is_seen():
     assert in_child(lambda: 1 / 0) == "error: ZeroDivisionError('division by zero')"
     with pytest.raises(AssertionError, match="status"):
         in_child(lambda: os._exit(3))
+
+
+def test_the_timers_of_a_timeout_get_a_new_lock():
+    timeout = Timeout(10)
+
+    async def answer():
+        return "in time"
+
+    with timeout._queues._lock:  # as if another thread were making a queue for its event loop
+        assert in_child(lambda: asyncio.run(timeout.acall(answer))) == "'in time'"

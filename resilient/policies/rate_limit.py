@@ -221,9 +221,11 @@ class RateLimit(Gate):
 
     def statistics(self) -> RateLimitStatistics:
         """Return how many keys are remembered, and how many calls were refused or had to wait."""
-        return RateLimitStatistics(
-            keys=len(self._drained), rejected=self._rejected.value, queued=self._queued.value
-        )
+        keys = len(self._drained)
+        if self._lone:
+            with self._holding(0.0):
+                keys = int(self._drained[None] > 0)
+        return RateLimitStatistics(keys=keys, rejected=self._rejected.value, queued=self._queued.value)
 
     def _key_of(self, call: Call) -> Hashable:
         key: Hashable = _ask(self.key, "key", call)

@@ -692,3 +692,12 @@ def test_repr_and_copies():
     with pytest.raises(RateLimited):
         limit.call(function)
     assert OVERFLOW not in limit._table.entries
+
+
+@pytest.mark.parametrize("rate", ["5/s", "999/s"])  # kept as the baton itself, and in the table
+def test_a_limit_without_a_key_counts_as_one_key_once_it_is_used(rate):
+    with virtual_time():
+        limit = RateLimit(rate)
+        assert limit.statistics().keys == 0
+        limit.call(str)
+        assert limit.statistics().keys == 1
