@@ -14,6 +14,7 @@ from resilient import deadline, events
 from resilient.errors import (
     BulkheadFull,
     CircuitOpen,
+    FailedResponse,
     FailedResult,
     RateLimited,
     Rejected,
@@ -45,6 +46,7 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpen",
     "Event",
+    "FailedResponse",
     "FailedResult",
     "Fallback",
     "Keyed",

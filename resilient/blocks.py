@@ -87,7 +87,7 @@ class Attempt:
         if isinstance(error, Exception):
             self.delay = self._loop.next_delay(self._attempts, error, runtime.now())
         elif error is None:
-            self._loop.succeeded(self._attempts.call, self._attempts.edge)
+            self._loop.succeeded(self._attempts.call)
         return self.delay is not None
 
 

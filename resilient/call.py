@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from resilient import runtime
 
 if TYPE_CHECKING:
+    from resilient.edge import Edge
     from resilient.workers import Job
 
 
@@ -25,7 +26,13 @@ class Call:
             one reading of the clock serves all policies that come after each other without waiting.
         attempt: The number of the attempt that is running, counted from 1 by the innermost `Loop`.
         abandoned: Work of this call that goes on in threads which nobody waits for any more (sync `Timeout`).
+        edge: What the call ends at.
     """
+
+    if TYPE_CHECKING:
+        edge: (
+            Edge  # an attribute of the class, so that calls of functions need no place for it; see resilient.edge
+        )
 
     __slots__ = ("abandoned", "args", "attempt", "function", "kwargs", "now")
 

@@ -131,7 +131,10 @@ _living: weakref.WeakSet[Component] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for component in list(_living):
-        component.after_fork()
+        try:
+            component.after_fork()
+        except AttributeError:  # its constructor refused an option: nobody can use it
+            continue
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -28,18 +28,27 @@ class Deadline:
     Args:
         at: The time in seconds of `runtime.now()`.
         scope: The policy that set it.
+        outer: The later deadline around it, or None.
     """
 
-    __slots__ = ("_told", "at", "scope")
+    __slots__ = ("_told", "at", "outer", "scope")
 
-    def __init__(self, at: float, scope: "Scope") -> None:
+    def __init__(self, at: float, scope: "Scope", outer: "Deadline | None" = None) -> None:
         self.at = at
         self.scope = scope
-        self._told = False
+        self.outer = outer
+
+    def due(self) -> "Deadline":
+        """Return the outermost deadline that has passed as well, if nobody but this one ends the call for it."""
+        deadline, now = self, runtime.now()
+        while deadline.outer is not None and deadline.outer.__class__ is Deadline and deadline.outer.at <= now:
+            deadline = deadline.outer
+        return deadline
 
     def timed_out(self) -> TimedOut:
         """Return the error that names the owner of this deadline, after telling its listeners, but once."""
-        told, self._told = self._told, True
+        told = hasattr(self, "_told")  # it has no value yet: one less to set for every call
+        self._told = True
         return self.scope.timed_out(tell=not told)
 
 
@@ -86,7 +95,7 @@ def tighten(scope: "Scope", seconds: float, now: float) -> Deadline:
     """
     outer = _current.get()
     if outer is None or outer.at > now + seconds:
-        return Deadline(now + seconds, scope)
+        return Deadline(now + seconds, scope, outer)
     if outer.at <= now:
         raise outer.timed_out()
     return outer

@@ -6,12 +6,20 @@ it to wait. The edge knows. A plain function is the simplest edge: only exceptio
 the policies between only ever see errors.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from types import CoroutineType
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from resilient.call import AsyncNext, Call, Next
-from resilient.errors import FailedResult
+from resilient.errors import FailedResponse, FailedResult, TimedOut
+
+if TYPE_CHECKING:
+    from resilient.http.headers import Quota
+    from resilient.policies.cache import Cache
+    from resilient.policy import Policy
+
+_TOO_MANY_REQUESTS = 429
 
 Judge: TypeAlias = Callable[[Call, Any], BaseException | None]
 
@@ -24,6 +32,24 @@ class Edge:
 
     knows_failures = False
     """Whether `transient` can tell good errors to retry from others, so that `Retry` needs no `on=`."""
+
+    partitions = False
+    """Whether policies keep separate state for each `key` by default."""
+
+    keeps_deadlines = False
+    """Whether sync calls end at the published deadline by themselves, so that `Timeout` needs no thread."""
+
+    streams = False
+    """Whether a result may go on after it was returned, see `when_released`."""
+
+    tells_keys = False
+    """Whether keys may be shown in errors and events: not where a user chose them, as they may be secrets."""
+
+    cache: "Callable[[Cache], Policy] | None" = None
+    """What `Cache` is here, if results cannot be kept as they are."""
+
+    judges = False
+    """Whether `end` raises the errors of failing results itself, and who calls the chain turns them back."""
 
     def end(self) -> Next:
         """Return the innermost function of a sync chain: it makes the call."""
@@ -44,10 +70,43 @@ class Edge:
     def retry_after(self, error: BaseException) -> float | None:
         """Return how many seconds the other side asked to wait, or None if it did not say."""
         asked = getattr(error, "retry_after", None)
-        return float(asked) if isinstance(asked, int | float) else None
+        if isinstance(asked, int | float):
+            return float(asked)
+        response = error.result if isinstance(error, FailedResponse) else getattr(error, "response", None)
+        return _asked_by(response)
 
-    def repeatable(self, call: Call) -> bool:
-        """Tell whether the call may be made more than once."""
+    def quota(self, result: Any) -> "Quota | None":
+        """Return what a response says about how many calls the other side will take, or None."""
+        if not _is_response(result):
+            return None
+        from resilient.http import headers
+
+        wait = _asked_by(result) if result.status_code == _TOO_MANY_REQUESTS else None
+        return headers.quota(result.headers, time.time()) if wait is None else headers.Quota(None, 0, wait)
+
+    def blames(self, error: Exception) -> bool | None:
+        """Tell whether an error is the fault of the dependency.
+
+        Returns:
+            True if it is, False if it shows the dependency at work, None if it says nothing about it.
+        """
+        return True
+
+    def timed_out(self, error: BaseException) -> bool:
+        """Tell whether an error means that the time was over, so that the other side may still be at work."""
+        return isinstance(error, TimeoutError)
+
+    def own(self, error: TimedOut, call: Call) -> Exception:
+        """Return the error of a deadline as policies are to see it: `on=` may name what users know it as."""
+        return error
+
+    def repeatable(self, call: Call, error: Exception | None = None) -> bool:
+        """Tell whether the call may be made more than once.
+
+        Args:
+            call: The call.
+            error: How its last attempt ended; None if there was none yet.
+        """
         return True
 
     def key(self, call: Call) -> Hashable:
@@ -57,9 +116,37 @@ class Edge:
     def discard(self, outcome: Any) -> None:
         """Release a result, or what an error holds, that nobody will see because another one is used."""
 
+    async def adiscard(self, outcome: Any) -> None:
+        """Do the same in an async chain."""
+        self.discard(outcome)
+
+    def released(self, result: Any) -> bool:
+        """Tell whether a result is all there, so that nothing will go on after it was returned."""
+        return True
+
+    def when_released(self, result: Any, callback: Callable[[BaseException | None], object]) -> None:
+        """Call back once a result that goes on has ended, with the error that broke it or None."""
+
 
 FUNCTION = Edge()
 """The edge of plain functions, sync and async."""
+
+Call.edge = FUNCTION
+
+
+def _is_response(result: Any) -> bool:
+    """Tell whether this has a status code and headers; what only looks so (a mock) is not to be read."""
+    headers = getattr(result, "headers", None)
+    return isinstance(getattr(result, "status_code", None), int) and isinstance(headers, Mapping | list | tuple)
+
+
+def _asked_by(response: Any) -> float | None:
+    """Return how long a response asks to wait; None for anything that is no response."""
+    if not _is_response(response):
+        return None
+    from resilient.http import headers  # most calls never come here
+
+    return headers.throttled_for(response.status_code, response.headers, time.time())
 
 
 def _invoke(call: Call) -> Any:
@@ -84,16 +171,29 @@ def refuse_coroutine(function: Callable[..., Any], coroutine: "CoroutineType[Any
     )
 
 
+def judge_statuses(statuses: Container[int]) -> Judge:
+    """Return a judge of responses by their status: whatever has an attribute `status_code`."""
+
+    def judge(_call: Call, result: Any) -> BaseException | None:
+        return FailedResponse(result) if getattr(result, "status_code", None) in statuses else None
+
+    return judge
+
+
 def error_of(judges: Sequence[Judge], call: Call, result: Any) -> BaseException | None:
-    """Return the first error that anybody sees in a result, or None."""
-    return next((error for judge in judges if (error := judge(call, result)) is not None), None)
+    """Return the first error that anybody sees in a result, or None; all are asked, as some learn from it."""
+    return next((error for error in [judge(call, result) for judge in judges] if error is not None), None)
 
 
 def judged(end: Next, judges: Sequence[Judge]) -> Next:
     """Raise the errors that failing results stand for, if there is anybody to ask."""
 
     def judge(call: Call) -> Any:
-        result = end(call)
+        try:
+            result = end(call)
+        except FailedResult as failure:  # the edge has judged, but others may learn from it
+            error_of(judges, call, failure.result)
+            raise
         error = error_of(judges, call, result)
         if error is not None:
             raise error
@@ -106,7 +206,11 @@ def ajudged(end: AsyncNext, judges: Sequence[Judge]) -> AsyncNext:
     """Do the same for an async chain."""
 
     async def judge(call: Call) -> Any:
-        result = await end(call)
+        try:
+            result = await end(call)
+        except FailedResult as failure:
+            error_of(judges, call, failure.result)
+            raise
         error = error_of(judges, call, result)
         if error is not None:
             raise error

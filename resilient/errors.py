@@ -10,6 +10,7 @@ Exception
     │   └── ThreadsExhausted             too many abandoned threads are still running (sync Timeout)
     ├── TimedOut                         a deadline passed (also a TimeoutError)
     └── FailedResult                     a result that counts as a failure, while it travels through the policies
+        └── FailedResponse               a response whose status counts as one
 ```
 
 Errors of your own functions are never wrapped: what a guarded function raises is what its caller sees.
@@ -98,6 +99,22 @@ class FailedResult(ResilientError):
     def __init__(self, result: Any) -> None:
         super().__init__(f"the result of type {type(result).__name__} counts as a failure")
         self.result = result
+
+
+class FailedResponse(FailedResult):
+    """A response whose status counts as a failure: one that HTTP calls so, or one named by `on=`.
+
+    Args:
+        result: The response.
+    """
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return int(self.result.status_code)
+
+    def __str__(self) -> str:
+        return f"the response has status {self.status}"
 
 
 def _rebuild(cls: type[ResilientError], args: tuple[Any, ...], state: dict[str, Any]) -> ResilientError:

@@ -190,6 +190,41 @@ class PartitionsFull(Event):
     max_keys: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaEjected(Event):
+    """A replica fails where others do not, and gets no requests for `eject_for` seconds.
+
+    `reason` is `consecutive` or `failure_rate`.
+    """
+
+    name: ClassVar[str] = "replica.ejected"
+    replica: str
+    reason: str
+    eject_for: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReturned(Event):
+    """A replica that was ejected gets requests again."""
+
+    name: ClassVar[str] = "replica.returned"
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupsUsed(Event):
+    """No primary replica is healthy, so the backups get the requests from now on."""
+
+    name: ClassVar[str] = "backups.used"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalancerPanicked(Event):
+    """No replica is healthy, so all of them get requests from now on, ejected or not."""
+
+    name: ClassVar[str] = "balancer.panicked"
+
+
 Listener = Callable[[Event], object]
 
 

@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, NoReturn, cast
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from resilient import events, options, runtime
-from resilient.call import AsyncNext, Call, Next
+from resilient.call import AsyncNext, Call, Next, with_own_code
 from resilient.edge import Edge, error_of
+from resilient.kinds import covered
 from resilient.policy import Policy
 from resilient.table import OVERFLOW
 
@@ -48,36 +49,42 @@ class Keyed(Policy):
         self.key = None if key is None else options.function("Keyed", "key", key)
         self.max_keys = options.whole("Keyed", "max_keys", max_keys)
         self._partitions = _Partitions(self.max_keys)
+        self._last: _Partition | None = None  # the one used last: to find it again needs neither lock nor table
         template = self._make()  # a bad factory fails here, not at the first call
-        judges = [policy.judge for policy in template.walk() if policy.judge is not None]
-        if judges:
-            self.judge = lambda call, result: error_of(judges, call, result)
+        if any(policy.judge is not None for policy in template.walk()):
+            self.judge = self._judge
 
     def link(self, nxt: Next, edge: Edge) -> Next:
-        self._make().link(nxt, edge)  # a policy that does not fit the edge says so now
-        slot = object()
+        probe = self._make().link(nxt, edge)  # a policy that does not fit the edge says so now
+        slot, key_of = object(), edge.key if self.key is None else self._key_of
 
         def keyed(call: Call) -> Any:
-            partition = self._partition(self._key_of(call, edge))
+            key = key_of(call)
+            partition = self._last
+            if partition is None or partition.key != key:
+                partition = self._partition(key)
             linked = partition.links.get(slot)
             if linked is None:
-                linked = partition.links.setdefault(slot, partition.policy.link(nxt, edge))
+                linked = partition.links.setdefault(slot, with_own_code(partition.policy.link(nxt, edge)))
             return linked(call)
 
-        return keyed
+        return covered(keyed, probe)
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
-        self._make().alink(nxt, edge)
-        slot = object()
+        probe = self._make().alink(nxt, edge)
+        slot, key_of = object(), edge.key if self.key is None else self._key_of
 
         def keyed(call: Call) -> Awaitable[Any]:
-            partition = self._partition(self._key_of(call, edge))
+            key = key_of(call)
+            partition = self._last
+            if partition is None or partition.key != key:
+                partition = self._partition(key)
             linked = partition.links.get(slot)
             if linked is None:
-                linked = partition.links.setdefault(slot, partition.policy.alink(nxt, edge))
+                linked = partition.links.setdefault(slot, with_own_code(partition.policy.alink(nxt, edge)))
             return cast("Awaitable[Any]", linked(call))
 
-        return keyed
+        return covered(keyed, probe)
 
     def refuse_block(self) -> NoReturn:
         """Say why a block has no partition."""
@@ -93,7 +100,7 @@ class Keyed(Policy):
     def policies(self) -> dict[Hashable, Policy]:
         """Return the policies of all keys that are remembered."""
         with self._lock:
-            return {key: partition.policy for key, partition in self._partitions.items()}
+            return {key: self._partitions.peek(key).policy for key in self._partitions}
 
     def statistics(self) -> dict[Hashable, Any]:
         """Return the statistics of every key's policy."""
@@ -110,24 +117,36 @@ class Keyed(Policy):
             part._listeners = self._listeners
         return policy
 
-    def _key_of(self, call: Call, edge: Edge) -> Hashable:
-        key = edge.key(call) if self.key is None else self.key(*call.args, **call.kwargs)
+    def _make_for(self, key: Hashable) -> Policy:
+        return self._make()
+
+    def _judge(self, call: Call, result: Any) -> BaseException | None:
+        """Ask the judges of the partition, and no others, as some learn from what they see."""
+        partition = self._partition(call.edge.key(call) if self.key is None else self._key_of(call))
+        judges = [policy.judge for policy in partition.policy.walk() if policy.judge is not None]
+        return error_of(judges, call, result)
+
+    def _key_of(self, call: Call) -> Hashable:
+        assert self.key is not None  # noqa: S101 - the caller has looked
+        key: Hashable = self.key(*call.args, **call.kwargs)
+        return key
+
+    def _partition(self, key: Hashable) -> "_Partition":
         try:
             hash(key)
         except TypeError:
             raise TypeError(f"{self.label}: key= returned {type(key).__name__}, which is not hashable") from None
-        return key
-
-    def _partition(self, key: Hashable) -> "_Partition":
         with self._lock:
             partition = self._partitions.get(key)
             if partition is None:
                 partition = self._partitions.get(OVERFLOW)
                 full = not self._partitions.make_room(runtime.now())
                 if not full or partition is None:
-                    partition = self._partitions[OVERFLOW if full else key] = _Partition(self._make())
+                    place = OVERFLOW if full else key
+                    partition = self._partitions[place] = _Partition(key, self._make_for(place))
             else:
                 full = False
+            self._last = partition if partition.key == key and not full else None
         if full:
             self.emit(events.PartitionsFull, max_keys=self.max_keys)
         return partition
@@ -136,9 +155,10 @@ class Keyed(Policy):
 class _Partition:
     """The policy of one key, and what it was linked to."""
 
-    __slots__ = ("links", "policy")
+    __slots__ = ("key", "links", "policy")
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, key: Hashable, policy: Policy) -> None:
+        self.key = key
         self.policy = policy
         self.links: dict[object, Any] = {}
 
@@ -149,6 +169,10 @@ class _Partitions(LRUCache[Hashable, _Partition]):
     def __init__(self, max_keys: int) -> None:
         super().__init__(maxsize=max_keys + 1)
         self._max_keys = max_keys
+
+    def peek(self, key: Hashable) -> _Partition:
+        """Return a partition without using it: the order stays."""
+        return Cache.__getitem__(self, key)
 
     def make_room(self, now: float) -> bool:
         """Forget an idle partition if the table is full; tell whether there is room now."""

@@ -22,12 +22,13 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from functools import partial
 from inspect import isawaitable
 from types import CoroutineType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import anyio
 
 from resilient import blocks, deadline, events, runtime, timers, workers
 from resilient.call import AsyncNext, Call, Next
+from resilient.deadline import Deadline
 from resilient.edge import FUNCTION, Edge, refuse_coroutine
 from resilient.errors import ThreadsExhausted, TimedOut
 from resilient.policy import Policy
@@ -65,6 +66,10 @@ class Gate(Policy):
     looks_at_calls = True
     """Whether the hooks look at the call. If not, a function that has no other guard does without a call."""
 
+    holds = False
+    """Whether a call ends for this gate only when its result has been released, which a stream is later than it is
+    returned. Such a gate does not look at how long calls took."""
+
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.free = False
@@ -83,6 +88,10 @@ class Gate(Policy):
             now: The time now.
         """
 
+    def on_edge(self, edge: Edge) -> Policy:
+        """Return what guards the calls that end at this edge: itself, or its partitions."""
+        return self
+
     def leave(self, call: Call, ticket: Ticket) -> BaseException:
         """Give back a place in the queue, or what was granted too late; return the error to raise.
 
@@ -94,7 +103,11 @@ class Gate(Policy):
         return type(self).settle is not Gate.settle or "settle" in self.__dict__
 
     def link(self, nxt: Next, edge: Edge) -> Next:
+        chosen = self.on_edge(edge)
+        if chosen is not self:
+            return chosen.link(nxt, edge)
         admit, settle = self.admit, self.settle
+        released, when_released = edge.released, edge.when_released
 
         def admit_only(call: Call) -> Any:
             ticket = admit(call, call.now)
@@ -131,10 +144,36 @@ class Gate(Policy):
             settle(call, None, started, started)
             return result
 
-        return _covered((gate if self.times_successes else untimed) if self._settles() else admit_only, nxt)
+        def holding(call: Call) -> Any:
+            started = call.now
+            ticket = admit(call, started)
+            if ticket is not None:
+                _hold(self, call, ticket)
+                started = call.now
+            try:
+                result = nxt(call)
+                if not released(result):
+                    when_released(result, partial(ended, call, started))
+                    return result
+            except BaseException as error:
+                settle(call, error, started, runtime.now())
+                raise
+            settle(call, None, started, started)
+            return result
+
+        def ended(call: Call, started: float, error: BaseException | None) -> None:
+            settle(call, error, started, runtime.now())
+
+        if self.holds and edge.streams:
+            return covered(holding, nxt)
+        return covered((gate if self.times_successes else untimed) if self._settles() else admit_only, nxt)
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        chosen = self.on_edge(edge)
+        if chosen is not self:
+            return chosen.alink(nxt, edge)
         admit, settle = self.admit, self.settle
+        released, when_released = edge.released, edge.when_released
 
         async def admit_only(call: Call) -> Any:
             ticket = admit(call, call.now)
@@ -170,11 +209,35 @@ class Gate(Policy):
             settle(call, None, started, started)
             return result
 
-        return (gate if self.times_successes else untimed) if self._settles() else admit_only
+        async def holding(call: Call) -> Any:
+            started = call.now
+            ticket = admit(call, started)
+            if ticket is not None:
+                await _ahold(self, call, ticket)
+                started = call.now
+            try:
+                result = await nxt(call)
+                if not released(result):
+                    when_released(result, partial(ended, call, started))
+                    return result
+            except BaseException as error:
+                settle(call, error, started, runtime.now())
+                raise
+            settle(call, None, started, started)
+            return result
+
+        def ended(call: Call, started: float, error: BaseException | None) -> None:
+            settle(call, error, started, runtime.now())
+
+        if self.holds and edge.streams:
+            return covered(holding, nxt)
+        return covered((gate if self.times_successes else untimed) if self._settles() else admit_only, nxt)
 
     def close_alone(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
         """Guard a function by nothing but this gate, if the gate neither looks at calls nor at how they end."""
         if self.looks_at_calls or self._settles() or type(self).link is not Gate.link:
+            return None
+        if self.on_edge(FUNCTION) is not self:
             return None
         admit = self.admit
 
@@ -251,7 +314,7 @@ class Loop(Policy):
     def next_delay(self, attempts: Attempts, error: Exception, now: float) -> float | None:
         """Return the seconds to wait before the next attempt, or None to let the error out."""
 
-    def succeeded(self, call: Call, edge: Edge) -> None:
+    def succeeded(self, call: Call) -> None:
         """Take note that a call has succeeded, with its first attempt or a later one."""
 
     def check_edge(self, edge: Edge) -> None:
@@ -286,11 +349,23 @@ class Loop(Policy):
             return again(nxt, attempts, delay)
 
         def counting(call: Call) -> Any:
-            result = loop(call)
-            succeeded(call, edge)
+            started = call.now
+            try:
+                result = nxt(call)
+            except Exception as error:
+                attempts = Attempts(call, edge, started)
+                delay = next_delay(attempts, error, runtime.now())
+                if delay is None:
+                    raise
+                edge.discard(error)
+            else:
+                succeeded(call)
+                return result
+            result = again(nxt, attempts, delay)
+            succeeded(call)
             return result
 
-        return _covered(counting if self._counts_successes() else loop, nxt)
+        return covered(counting if self._counts_successes() else loop, nxt)
 
     def _again(self, nxt: Next, attempts: Attempts, delay: float) -> Any:
         call, edge = attempts.call, attempts.edge
@@ -349,7 +424,7 @@ class Loop(Policy):
                     wanted = next_delay(attempts, error, runtime.now())
                     if wanted is None:
                         raise
-                    edge.discard(error)
+                    await edge.adiscard(error)
                     delay = wanted
 
         async def loop(call: Call) -> Any:
@@ -361,15 +436,27 @@ class Loop(Policy):
                 delay = next_delay(attempts, error, runtime.now())
                 if delay is None:
                     raise
-                edge.discard(error)
+                await edge.adiscard(error)
             return await again(attempts, delay)
 
         async def counting(call: Call) -> Any:
-            result = await loop(call)
-            succeeded(call, edge)
+            started = call.now
+            try:
+                result = await nxt(call)
+            except Exception as error:
+                attempts = Attempts(call, edge, started)
+                delay = next_delay(attempts, error, runtime.now())
+                if delay is None:
+                    raise
+                await edge.adiscard(error)
+            else:
+                succeeded(call)
+                return result
+            result = await again(attempts, delay)
+            succeeded(call)
             return result
 
-        return counting if self._counts_successes() else loop
+        return covered(counting if self._counts_successes() else loop, nxt)
 
     def __iter__(self) -> Iterator[blocks.Attempt]:
         self.check_edge(FUNCTION)
@@ -415,13 +502,18 @@ class Scope(Policy):
     def link(self, nxt: Next, edge: Edge) -> Next:
         # A scope outside of another one does not need a thread of its own: the inner one ends the call at
         # whichever deadline comes first, and all that runs between the two looks at the deadline by itself.
-        if not self.interrupt or getattr(nxt, "interrupts", False):
+        # An edge that keeps deadlines needs no thread at all.
+        if not self.interrupt or edge.keeps_deadlines or getattr(nxt, "interrupts", False):
+            current, mine = deadline._current, self._deadline_function()
 
             def publish(call: Call) -> Any:
-                with deadline.published(deadline.tighten(self, self.limit(), call.now)):
+                token = current.set(mine(call.now))  # deadline.published(), in place
+                try:
                     return nxt(call)
+                finally:
+                    current.reset(token)
 
-            return _covered(publish, nxt)
+            return covered(publish, nxt)
 
         def hop(call: Call) -> Any:
             until = deadline.tighten(self, self.limit(), call.now)
@@ -455,10 +547,14 @@ class Scope(Policy):
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         seconds, queues, begin = self.limit(), self._queues, timers.begin
+        current, mine = deadline._current, self._deadline_function()
 
         async def publish(call: Call) -> Any:
-            with deadline.published(deadline.tighten(self, seconds, call.now)):
+            token = current.set(mine(call.now))
+            try:
                 return await nxt(call)
+            finally:
+                current.reset(token)
 
         async def scope(call: Call) -> Any:
             timer = begin(self, seconds, call.now, queues)
@@ -467,12 +563,32 @@ class Scope(Policy):
             try:
                 result = await nxt(call)
             except BaseException as error:
-                timer.end(error)
+                try:
+                    timer.end(error)
+                except TimedOut as late:
+                    raise edge.own(late, call) from late.__cause__
                 raise
             timer.end(None)
             return result
 
-        return scope if self.interrupt else publish
+        if not self.interrupt or getattr(nxt, "interrupts", False):  # no timer of its own, for the reason above
+            return covered(publish, nxt)
+        scope.interrupts = True  # type: ignore[attr-defined]
+        return scope
+
+    def _deadline_function(self) -> Callable[[float], Deadline]:
+        """Return `deadline.tighten` for this scope, in one piece as it is called for every call."""
+        seconds, current, new = self.limit(), deadline._current, object.__new__
+
+        def tighten(now: float) -> Deadline:
+            outer = current.get()
+            if outer is not None and outer.at <= now + seconds:
+                return deadline.tighten(self, seconds, now)
+            mine = new(Deadline)
+            mine.at, mine.scope, mine.outer = now + seconds, self, outer
+            return mine
+
+        return tighten
 
     def block(self) -> AbstractContextManager[None]:
         if self.interrupt:
@@ -779,7 +895,7 @@ class Race(Policy):
                     raise group_error.exceptions[0] from None  # an interrupt of a copy, as itself
                 raise
             for loser in results[1:] + [error for number, error in errors.items() if results or number]:
-                edge.discard(loser)
+                await edge.adiscard(loser)
             if results:
                 return results[0]
             raise errors[0]
@@ -792,28 +908,44 @@ class Race(Policy):
 
 def _hold(policy: "Gate | Value", call: Call, ticket: Ticket) -> None:
     """Wait until the ticket is granted; give it back if the wait ends in any other way."""
+    wait, limit = _bounded(ticket)
     try:
-        granted = runtime.wait(ticket)
+        granted = runtime.wait(wait)
     except BaseException:
         ticket.cancelled = True
         policy.leave(call, ticket)
         raise
     if not granted:
-        raise policy.leave(call, ticket)
+        error = policy.leave(call, ticket)
+        raise error if limit is None else limit.timed_out()
     call.now = runtime.now()
 
 
 async def _ahold(policy: "Gate | Value", call: Call, ticket: Ticket) -> None:
     """Do the same in a task."""
+    wait, limit = _bounded(ticket)
     try:
-        granted = await runtime.await_ticket(ticket)
+        granted = await runtime.await_ticket(wait)
     except BaseException:
         ticket.cancelled = True
         policy.leave(call, ticket)
         raise
     if not granted:
-        raise policy.leave(call, ticket)
+        error = policy.leave(call, ticket)
+        raise error if limit is None else limit.timed_out()
     call.now = runtime.now()
+
+
+def _bounded(ticket: Ticket) -> tuple[Ticket, Deadline | None]:
+    """Return what to wait with, and the deadline if the wait is cut short by it, as the policy has not looked."""
+    limit = deadline.current()
+    ends = ticket.expires_at if ticket.ready_at is None else ticket.ready_at
+    if limit is None or (ends is not None and ends <= limit.at):
+        return ticket, None
+    if ticket.ready_at is not None:
+        return Ticket(expires_at=limit.at), limit
+    ticket.expires_at = limit.at
+    return ticket, limit
 
 
 def _outcome(ticket: Ticket) -> Any:
@@ -823,7 +955,10 @@ def _outcome(ticket: Ticket) -> Any:
     return ticket.value
 
 
-def _covered(closure: Next, nxt: Next) -> Next:
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def covered(closure: C, nxt: Callable[..., Any]) -> C:
     """Pass on that a scope further in ends the call at any deadline."""
     if getattr(nxt, "interrupts", False):
         closure.interrupts = True  # type: ignore[attr-defined]

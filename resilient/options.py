@@ -14,9 +14,10 @@ import wrapt
 Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a timedelta."""
 
-ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
-Errors: TypeAlias = ErrorTypes | frozenset[Any] | set[Any] | list[Any] | Callable[[Exception], object]
-"""Which errors: an exception class, several of them, or a function of the error."""
+Several: TypeAlias = tuple[type[BaseException] | int, ...] | frozenset[Any] | set[Any] | list[Any]
+Errors: TypeAlias = type[BaseException] | Several | Callable[[Exception], object]
+"""Which errors: an exception class, several of them (HTTP status codes may be among them), or a function of the
+error."""
 
 
 def refuse(owner: str, option: str, value: object, allowed: str, kind: type[Exception] = ValueError) -> Exception:
@@ -82,8 +83,9 @@ def function(owner: str, option: str, value: Any) -> Callable[..., Any]:
 
 
 def errors(owner: str, option: str, value: Any) -> "Errors":
-    """Return an exception class, a tuple of them, or a function of the error, whatever form was given."""
-    allowed = "an exception class, a tuple or set of them, or a function of the error"
+    """Return an exception class, a tuple of them and of status codes, or a function of the error."""
+    several = "a tuple or set of them and of HTTP status codes (100 to 599)"
+    allowed = f"an exception class, {several}, or a function of the error"
     if isinstance(value, type):
         if issubclass(value, BaseException):
             return value
@@ -92,12 +94,31 @@ def errors(owner: str, option: str, value: Any) -> "Errors":
         if not value:
             raise refuse(owner, option, value, allowed)
         for member in value:
-            if not (isinstance(member, type) and issubclass(member, BaseException)):
+            if isinstance(member, int) and not isinstance(member, bool):
+                if not 100 <= member <= 599:  # noqa: PLR2004 - as the message says
+                    raise refuse(owner, option, value, allowed)
+            elif not (isinstance(member, type) and issubclass(member, BaseException)):
                 raise refuse(owner, option, value, allowed, TypeError)
         return tuple(value)
     if not callable(value):
         raise refuse(owner, option, value, allowed, TypeError)
     return function(owner, option, value)
+
+
+def statuses(wanted: "Errors") -> frozenset[int]:
+    """Return the status codes among the wanted errors; `wanted` comes from `errors`."""
+    members: tuple[object, ...] = wanted if isinstance(wanted, tuple) else ()
+    return frozenset(each for each in members if isinstance(each, int))
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error stands for, if it says so as those of httpx and of SDKs do."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return status
+    return None
 
 
 def matcher(wanted: "Errors") -> Callable[[Exception], object]:
@@ -107,9 +128,13 @@ def matcher(wanted: "Errors") -> Callable[[Exception], object]:
     """
     if not isinstance(wanted, type | tuple):
         return wanted  # type: ignore[return-value]  # errors() leaves only a function
+    codes = statuses(wanted)
+    kinds = tuple(each for each in wanted if isinstance(each, type)) if isinstance(wanted, tuple) else wanted
 
     def matches(error: BaseException) -> bool:
-        if isinstance(error, wanted):
+        if isinstance(error, kinds):
+            return True
+        if codes and status_of(error) in codes:
             return True
         return isinstance(error, BaseExceptionGroup) and all(matches(each) for each in error.exceptions)
 

@@ -7,10 +7,10 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
-from resilient import blocks
+from resilient import blocks, options
 from resilient.call import AsyncNext, Call, Next, with_own_code
 from resilient.component import Component
-from resilient.edge import FUNCTION, Edge, ajudged, arestoring, judged, restoring
+from resilient.edge import FUNCTION, Edge, ajudged, arestoring, judge_statuses, judged, restoring
 from resilient.functions import decorate
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ class Policy(Component, ABC):
     def close_alone(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
         """Return a guarded sync function that does without a chain, or None if there is no such shortcut."""
         return None
+
+    def judge_statuses_of(self, wanted: "options.Errors") -> None:
+        """Have responses with the status codes that an option names count as failures."""
+        statuses = options.statuses(wanted)
+        if statuses:
+            self.judge = judge_statuses(statuses)
 
     # -- using it ---------------------------------------------------------------------------------------------
 
@@ -134,18 +140,18 @@ class Policy(Component, ABC):
         judges = self._judges(edge)
         end = edge.end()
         linked = with_own_code(self.link(judged(end, judges) if judges else end, edge))
-        return restoring(linked) if judges else linked
+        return restoring(linked) if judges and not edge.judges else linked
 
     def achain(self, edge: Edge) -> AsyncNext:
         """Link an async chain that ends at `edge`."""
         judges = self._judges(edge)
         end = edge.aend()
         linked = with_own_code(self.alink(ajudged(end, judges) if judges else end, edge))
-        return arestoring(linked) if judges else linked
+        return arestoring(linked) if judges and not edge.judges else linked
 
     def _judges(self, edge: Edge) -> list[Callable[[Call, Any], BaseException | None]]:
         judges = [policy.judge for policy in self.walk() if policy.judge is not None]
-        if type(edge).failed is not Edge.failed:
+        if type(edge).failed is not Edge.failed and not edge.judges:
             judges.append(lambda _call, result: edge.failed(result))
         return judges
 

@@ -194,10 +194,10 @@ class Observed:
 
     def settle(self, call: Call, error: BaseException | None, started: float, now: float) -> None:
         late = started < self._breaker._since  # it tells of an earlier state
-        if not late and not self._breaker.says_nothing(error, started, now):
-            counted = error if error is not None and self._breaker.is_failure(error) else None
+        failed = None if late else self._breaker.verdict(call, error, started, now)
+        if failed is not None:
             for observer in self._breaker._observers:
-                observer.ended(counted)
+                observer.ended(error if failed else None)
         self._settle(call, error, started, now)  # a transition is told after the outcome that caused it
 
 
@@ -248,11 +248,12 @@ class Borrowed:
         state, trial = self._running.pop((call, started))
         late = now >= started + self._policy.probe_lease
         fenced = state.name != pybreaker.STATE_CLOSED and (not self._end_probe(call, started) or late)
-        if fenced or self._policy.says_nothing(error, started, now) or self._breaker.state is not state:
+        failed = None if fenced else self._policy.verdict(call, error, started, now)
+        if failed is None or self._breaker.state is not state:
             return
         with contextlib.suppress(StopIteration, pybreaker.CircuitBreakerError):
             next(trial)
-            if error is None:
+            if error is None or not failed:
                 next(trial)
             else:
                 with contextlib.suppress(type(error)):

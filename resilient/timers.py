@@ -64,7 +64,7 @@ class Timer(Deadline):
             while pending and pending[0].task is None:
                 pending.popleft()
         elif task is not None and task.uncancel() <= self._cancelling and isinstance(error, CancelledError):
-            raise self.timed_out() from error
+            raise self.due().timed_out() from error
 
 
 class TimerQueue:
@@ -142,7 +142,7 @@ class TrioTimer:
         trace = None if error is None else error.__traceback__
         self._cancel_scope.__exit__(None if error is None else type(error), error, trace)
         if self._cancel_scope.cancelled_caught:
-            raise self._deadline.timed_out() from error
+            raise self._deadline.due().timed_out() from error
 
 
 def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Timer | TrioTimer | None:
@@ -171,7 +171,7 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
             return TrioTimer(tighten(scope, seconds, now))
         queue, task = None, current_task(loop)
     at = now + seconds
-    outer = _current.get()
+    around = outer = _current.get()
     if outer is None or outer.at > at:
         outer = None
     elif outer.at <= now:
@@ -191,6 +191,7 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
     mine: Timer = _new(Timer)  # filled in here: on CPython 3.11 an __init__ costs as much as a policy
     mine.at = at
     mine.scope = scope
+    mine.outer = around
     mine.task = task
     mine.pending = queue.pending
     mine._cancelling = task.cancelling()

@@ -17,6 +17,7 @@ from pathlib import Path
 import pybreaker
 import pytest
 
+import resilient.http
 import resilient.policies
 from resilient import Keyed, Pipeline, Policy, Rate, Retry, RetryBudget, Timeout, events, testing
 from resilient.component import Component
@@ -75,6 +76,7 @@ LEGIT = {
     "jitter": 0.5,
     "key": a_function,
     "last": 40,
+    "learn": True,
     "limit": 2,
     "listeners": (Ear(),),
     "max_abandoned": 3,
@@ -113,6 +115,7 @@ ALLOWED = {
     "interrupt": ["True"],
     "jitter": ["0"],
     "key": ["a_function"],
+    "learn": ["True"],
     "max_retry_after": ["0", "1.5"],
     "name": ["'text'"],
     "on": ["a_function"],
@@ -147,11 +150,11 @@ BAD = {
 }
 
 
-def policy_classes():
-    """Return the public policies and components of the package."""
+def policy_classes(package=resilient.policies):
+    """Return the public policies and components of a package."""
     found = []
-    for info in pkgutil.iter_modules(resilient.policies.__path__):
-        module = importlib.import_module(f"resilient.policies.{info.name}")
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
         found += [
             cls
             for name, cls in vars(module).items()
@@ -408,7 +411,8 @@ def test_what_copies_are_checked_with_does_change_the_state(cls):
 
 
 def test_every_event_is_listed_by_somebody():
-    listed = set().union(*(listed_events(cls) for cls in [*policy_classes(), Keyed]))
+    components = [*policy_classes(), *policy_classes(resilient.http), Keyed]
+    listed = set().union(*map(listed_events, components))
     assert known_events() - listed == {"RaceStarted"}, "the kind of a policy that users write"
     assert "RaceStarted" in inspect.getsource(Race)
 

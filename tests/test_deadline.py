@@ -110,3 +110,15 @@ def test_it_reads_the_runtime():
         assert runtime.now() == 50
         with deadline.published(deadline.Deadline(49.0, Timeout(1))), pytest.raises(TimedOut):
             deadline.check()
+
+
+# -- which scope is around which ----------------------------------------------------------------------------------
+
+
+def test_a_deadline_knows_the_one_around_it():
+    outer = deadline.Deadline(10.0, Timeout(10))
+    assert outer.outer is None
+    with deadline.published(outer):
+        inner = deadline.tighten(Timeout(1), 1.0, 0.0)
+        assert inner.outer is outer
+        assert deadline.tighten(Timeout(20), 20.0, 0.0) is outer

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from http import HTTPStatus
 
 import pybreaker
 import pytest
@@ -8,6 +9,7 @@ from resilient import errors
 from resilient.errors import (
     BulkheadFull,
     CircuitOpen,
+    FailedResponse,
     FailedResult,
     RateLimited,
     Rejected,
@@ -16,12 +18,26 @@ from resilient.errors import (
     TimedOut,
 )
 
+
+class Response:
+    """Can be pickled, and compared."""
+
+    def __init__(self, status_code):
+        self.status_code = status_code
+
+    def __eq__(self, other):
+        return vars(self) == vars(other)
+
+    __hash__ = None
+
+
 REFUSALS = [Rejected, CircuitOpen, RateLimited, BulkheadFull, ThreadsExhausted]
 EXAMPLES = [
     *(cls("it is full", policy="orders", retry_after=after) for cls in REFUSALS for after in (None, 2.5)),
     TimedOut(policy="Timeout(2)", seconds=2.0),
     TimedOut(policy="edge"),
     FailedResult({"status": 503}),
+    FailedResponse(Response(503)),
 ]
 
 
@@ -32,6 +48,7 @@ def test_the_tree():
     assert issubclass(CircuitOpen, pybreaker.CircuitBreakerError)
     assert issubclass(TimedOut, TimeoutError)
     assert not issubclass(TimedOut, Rejected)
+    assert FailedResponse.__bases__ == (FailedResult,)
 
 
 def test_the_tree_is_drawn():
@@ -46,6 +63,7 @@ def test_messages():
     assert str(TimedOut(policy="Timeout(2)", seconds=2.0)) == "Timeout(2): not done after 2 s"
     assert str(TimedOut(policy="edge")) == "edge: the deadline passed"
     assert str(FailedResult(503)) == "the result of type int counts as a failure"
+    assert str(FailedResponse(Response(HTTPStatus.BAD_GATEWAY))) == "the response has status 502"
 
 
 def test_what_they_carry():
@@ -55,6 +73,9 @@ def test_what_they_carry():
     timed_out = TimedOut(policy="p", seconds=3.0)
     assert (timed_out.policy, timed_out.seconds) == ("p", 3.0)
     assert FailedResult([1]).result == [1]
+    response = Response(HTTPStatus.BAD_GATEWAY)
+    assert FailedResponse(response).result is response
+    assert (FailedResponse(response).status, type(FailedResponse(response).status)) == (502, int)
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ POLICIES = [
     Fallback("fallback"),
     Keyed(lambda: Bulkhead(1)),
     RateLimit("10/minute", wait=1),
-    Retry(2, on=OSError, wait=0, budget=RetryBudget()),
+    Retry(2, on=OSError, wait=0, budget=RetryBudget(key=lambda: "key")),
     Timeout(10),
-    Pipeline(Timeout(10), Retry(2, on=OSError, wait=0), CircuitBreaker(), Bulkhead(1)),
+    Pipeline(Timeout(10), Retry(2, on=OSError, wait=0), CircuitBreaker(key=lambda: "key"), Bulkhead(1)),
 ]
 
 

@@ -12,8 +12,8 @@ import resilient
 PACKAGE = Path(resilient.__file__).parent
 EXTRAS = ["httpx", "httpx2", "starlette", "redis", "rich", "uvicorn", "trio", "hypothesis", "pytest", "tornado"]
 MEANT_TO = {
-    "httpx": {"httpx"},
-    "httpx2": {"httpx2"},
+    "httpx.py": {"httpx"},
+    "httpx2.py": {"httpx2"},
     "asgi": {"starlette"},
     "demo": {"httpx", "rich", "starlette", "uvicorn"},
     "pytest_plugin.py": {"pytest"},

@@ -481,10 +481,7 @@ class ForgetsCancelledProbes(CircuitBreaker):
 
 
 class CountsCancelledProbes(CircuitBreaker):
-    def says_nothing(self, *_):
-        return False
-
-    def is_failure(self, *_):
+    def verdict(self, *_):
         return True
 
 
@@ -525,8 +522,8 @@ class LeadsBesideTheLeader(Cache):
 
 
 class Overdraws(RetryBudget):
-    def withdraw(self, error, now, key=None):
-        super().withdraw(error, now, key)
+    def withdraw(self, error, now, key=None, *, timed_out=None):
+        super().withdraw(error, now, key, timed_out=timed_out)
         return True
 
 

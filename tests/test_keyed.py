@@ -5,6 +5,9 @@ from threading import Barrier, Thread
 
 import anyio
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from resilient import (
     Bulkhead,
@@ -15,6 +18,7 @@ from resilient import (
     Fallback,
     Keyed,
     Pipeline,
+    Policy,
     RateLimit,
     RateLimited,
     Retry,
@@ -301,6 +305,165 @@ def test_keyed_in_keyed(clock):
         keyed.call(lambda host, user: None, "a", "x")
 
 
+class Idle(Policy):
+    """Is idle when it is told so, and remembers when it was called."""
+
+    def __init__(self, *, name=None):
+        super().__init__(name=name)
+        self.busy = False
+
+    def link(self, nxt, edge):
+        return nxt
+
+    alink = link
+
+    def idle(self, now):
+        return not self.busy
+
+
+class Machine(RuleBasedStateMachine):
+    """Against a list of keys, least recently used first: the partition that was used last is found without it."""
+
+    KEYS = st.integers(0, 5)
+
+    @initialize(max_keys=st.integers(1, 4))
+    def make(self, max_keys):
+        self.keyed = Keyed(Idle, key=by_host, max_keys=max_keys)
+        self.max_keys = max_keys
+        self.order = []  # keys that have a partition of their own
+        self.policies = {}
+
+    def policy_of(self, key):
+        """Return the place and the policy that a call of this key has to get, the policy None for a new one."""
+        if key in self.order:
+            self.touch(key)
+            return key, self.policies[key]
+        self.touch(OVERFLOW)
+        place = key if len(self.own()) < self.max_keys or self.room() else OVERFLOW
+        policy = None if place is key else self.policies.get(OVERFLOW)
+        if policy is None:
+            self.order.append(place)
+        return place, policy
+
+    def own(self):
+        return [key for key in self.order if key is not OVERFLOW]
+
+    def touch(self, key):
+        if key in self.order:
+            self.order.remove(key)
+            self.order.append(key)
+
+    def room(self):
+        for _ in range(16):  # probes
+            key = self.order.pop(0)
+            if key is not OVERFLOW and not self.policies[key].busy:
+                return True
+            self.order.append(key)
+        return False
+
+    @rule(key=KEYS, times=st.integers(1, 3))
+    def use(self, key, times):
+        for _ in range(times):
+            place, expected = self.policy_of(key)
+            with capture_events(self.keyed) as told:
+                assert self.keyed.call(works, key) == key
+            policy = self.peek()[place]
+            assert policy is expected or (expected is None and policy not in self.policies.values())
+            self.policies[place] = policy
+            assert [event.name for event in told] == ["partitions.full"] * (place is OVERFLOW)
+
+    @rule()
+    def look(self):
+        assert set(self.keyed.policies()) == set(self.order)
+        assert set(self.keyed.statistics()) == set(self.peek())
+
+    @precondition(lambda self: getattr(self, "order", None))
+    @rule(data=st.data(), busy=st.booleans())
+    def change(self, data, busy):
+        self.policies[data.draw(st.sampled_from(self.order))].busy = busy
+
+    def peek(self):
+        return {key: partition.policy for key, partition in vars(self.keyed._partitions)["_Cache__data"].items()}
+
+    @precondition(lambda self: hasattr(self, "order"))
+    @invariant()
+    def the_same_keys_in_the_same_order(self):
+        assert list(vars(self.keyed._partitions)["_LRUCache__order"]) == self.order
+        last = self.keyed._last
+        assert last is None or (last.key == self.order[-1] and last.policy is self.policies[last.key])
+
+
+TestOrder = Machine.TestCase
+TestOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_to_look_at_the_partitions_is_not_to_use_them(clock):
+    keyed = Keyed(breaker, key=by_host, max_keys=2)
+    for host in "aba":
+        keyed.call(works, host)
+    keyed.policies(), keyed.statistics(), keyed.idle(0.0)
+    keyed.call(works, "a")
+    keyed.call(works, "c")
+    assert set(keyed.policies()) == {"a", "c"}
+
+
+def test_the_partition_used_last_is_found_without_the_lock(clock):
+    keyed = Keyed(breaker, key=by_host)
+    keyed.call(works, "a")
+    with keyed._lock:
+        assert keyed.call(works, "a") == "a"  # would wait for ever
+
+
+@pytest.mark.parametrize("key", [[1], {"a": 1}, set()])
+def test_an_unhashable_key_after_a_good_one(clock, key):
+    keyed = Keyed(breaker, key=lambda key: key, name="k")
+    keyed.call(works, 1)
+    with pytest.raises(TypeError, match=f"k: key= returned {type(key).__name__}, which is not hashable"):
+        keyed.call(works, key)
+
+
+@pytest.mark.parametrize("max_keys", [1, 2, 64])
+def test_threads_never_get_the_partition_of_another_key(impatient_threads, max_keys):
+    """Each partition remembers the key it was made for; calls of all keys are mixed as wildly as can be."""
+
+    class Marked(Policy):
+        def __init__(self, *, name=None):
+            super().__init__(name=name)
+            self.keys = set()
+
+        def link(self, nxt, edge):
+            def mark(call):
+                self.keys.add(call.args[0])
+                return nxt(call)
+
+            return mark
+
+        alink = link
+
+    made = []
+
+    def factory():
+        made.append(Marked())
+        return made[-1]
+
+    keyed = Keyed(factory, key=by_host, max_keys=max_keys)
+    start = Barrier(8)
+
+    def caller(number):
+        start.wait()
+        for step in range(300):
+            key = number % 4 if step % 3 else step % 7
+            assert keyed.call(works, key) == key
+
+    threads = [Thread(target=caller, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(len(policy.keys) <= 1 for policy in made), "nothing is busy here, so that nobody has to share"
+    assert len(keyed.policies()) <= max_keys
+
+
 # -- any kind of policy ---------------------------------------------------------------------------------------
 
 
@@ -414,8 +577,50 @@ def test_judges_pass_through():
 
 def test_the_judge_gives_the_first_error_that_anybody_sees(clock):
     keyed = Keyed(lambda: Pipeline(Pipeline(failed=lambda n: n == 1), failed=lambda n: n == 2))
-    assert [type(keyed.judge(None, number)) for number in range(3)] == [type(None), FailedResult, FailedResult]
+    call = Call(works, (), {})
+    assert [type(keyed.judge(call, number)) for number in range(3)] == [type(None), FailedResult, FailedResult]
     assert Keyed(breaker).judge is None
+
+
+def test_each_partition_judges_for_itself():
+    async def scenario(colour):
+        keyed = Keyed(lambda: Pipeline(RateLimit("9/s", learn=True), failed=lambda _: False), key=by_host)
+
+        def answer(host):
+            return Response({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "60"} if host == "busy" else {})
+
+        for host in ("busy", "well", "well"):
+            await colour.call(keyed, answer, host)
+        with pytest.raises(RateLimited) as refused:
+            await colour.call(keyed, answer, "busy")
+        return refused.value.retry_after
+
+    assert [name for name, _ in run_both(scenario)] == ["rate_limit.rejected"]
+
+
+class Response:
+    status_code = 200
+
+    def __init__(self, headers):
+        self.headers = headers
+
+
+def test_each_partition_judges_for_itself_by_the_key_of_the_edge(clock):
+    class Hosts(Edge):
+        def key(self, call):
+            return call.args[0]
+
+    class HostCall(Call):
+        edge = Hosts()
+
+    keyed = Keyed(lambda: RateLimit("9/s", learn=True))
+    chain = keyed.chain(HostCall.edge)
+    answer = lambda host: Response({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "60"})  # noqa: E731
+    chain(HostCall(answer, ("a",), {}))
+    chain(HostCall(answer, ("b",), {}))
+    for host in "ab":
+        with pytest.raises(RateLimited):
+            chain(HostCall(answer, (host,), {}))
 
 
 def test_a_policy_that_does_not_fit_says_so_when_it_is_linked():

@@ -1,11 +1,12 @@
 """The kinds, with policies such as users write."""
 
 import asyncio
+import threading
 
 import anyio
 import pytest
 
-from resilient import Pipeline, Policy, Rejected, Retry, TimedOut, Timeout, runtime, testing
+from resilient import Pipeline, Policy, Rejected, Retry, TimedOut, Timeout, deadline, runtime, testing, workers
 from resilient.call import Call
 from resilient.edge import Edge
 from resilient.errors import ResilientError
@@ -225,6 +226,21 @@ def test_abandoned_copies_are_known_to_the_call():
         assert [job.finished for job in call.abandoned] == [True]
 
 
+class Slow(Watching):
+    """Takes its time to release something, which only an async chain can wait for."""
+
+    async def adiscard(self, outcome):
+        await anyio.sleep(10)
+        self.discard(outcome)
+
+
+def test_the_losers_of_an_async_race_are_released_in_async_code():
+    error = OSError("down")
+    _, *found = race(Hedge(60), (1, error), (1, "second"), edge=Slow())
+    for _, result, ended, _, discarded, _ in found:
+        assert (result, ended, discarded) == ("second", 12, [error])
+
+
 # -- one policy of each kind, as in a user's code ---------------------------------------------------------------
 
 
@@ -355,6 +371,201 @@ def test_a_gate_that_settles():
     assert policy.ends == [("NoneType", 0.0)]
 
 
+class Queue(Gate):
+    """Lets everybody wait: `seconds`, or until somebody comes and says so if that is None."""
+
+    def __init__(self, seconds=None, *, name=None):
+        super().__init__(name=name)
+        self.seconds = seconds
+        self.left = []
+
+    def admit(self, call, now):
+        self.ticket = Ticket() if self.seconds is None else Ticket(ready_at=now + self.seconds)
+        return self.ticket
+
+    def leave(self, call, ticket):
+        self.left.append((ticket is self.ticket, ticket.cancelled))
+        return TooLate("nobody came", policy=self.label)
+
+
+@pytest.mark.parametrize("seconds", [None, 100])
+@pytest.mark.parametrize("around", [Timeout(5), Timeout(5, interrupt=False)], ids=["enforced", "published"])
+@pytest.mark.parametrize("inside", [[Timeout(2)], []], ids=["covered", "alone"])
+def test_nobody_waits_past_the_deadline_whatever_the_gate_says(seconds, around, inside):
+    """The gates of this library look at the deadline by themselves; one of a user need not."""
+
+    async def scenario(colour):
+        queue = Queue(seconds)
+        with pytest.raises(TimedOut) as caught:
+            await colour.call(Pipeline(around, queue, *inside), lambda: 1)
+        await colour.sleep(1)  # for the thread that is abandoned in the queue
+        assert [mine for mine, _ in queue.left] == [True]
+        return caught.value.policy
+
+    told = testing.run_both(scenario)
+    assert [each for each in told if each[0] == "timeout.expired"] == [("timeout.expired", 5.0)]
+
+
+def test_a_wait_that_ends_before_the_deadline_is_as_long_as_it_is():
+    async def scenario(colour):
+        queue = Queue(4)
+        assert await colour.call(Pipeline(Timeout(5, interrupt=False), queue), lambda: 1) == 1
+        return queue.left, colour.now()
+
+    testing.run_both(scenario)
+    known = Known(granted(5))
+    with testing.virtual_time():
+        assert Pipeline(Timeout(5, interrupt=False), known).call(lambda: 6) == 5
+        in_time = Ticket(expires_at=3)
+        with pytest.raises(NotImplementedError):  # expired, and this one has nothing to give back
+            Pipeline(Timeout(5, interrupt=False), Known(in_time)).call(lambda: 6)
+        assert in_time.expires_at == 3
+
+
+class Split(Gate):
+    """Guards some edges by another gate."""
+
+    looks_at_calls = False
+
+    def __init__(self, other, *, name=None):
+        super().__init__(name=name)
+        self.other = other
+
+    def on_edge(self, edge):
+        return self.other
+
+    def admit(self, call, now):
+        raise AssertionError("the other one guards here")
+
+
+def test_a_gate_may_leave_an_edge_to_another_one():
+    async def scenario(colour):
+        other = Counting()
+        policy = Split(other)
+        assert await colour.call(policy, lambda: 1) == 1
+        assert await colour.call(Pipeline(policy), lambda: 2) == 2
+        return other.ends
+
+    testing.run_both(scenario)
+    other = Counting()
+    assert Split(other)(lambda: 3)() == 3, "alone, too"
+    assert len(other.ends) == 1
+
+
+class Body:
+    """A result that goes on after it was returned, until somebody ends it."""
+
+    def __init__(self):
+        self.end = None
+
+
+class Streaming(Edge):
+    """Returns bodies, and other results that are all there."""
+
+    streams = True
+
+    def released(self, result):
+        if isinstance(result, Unreadable):
+            raise TypeError("not a result of this edge")
+        return not isinstance(result, Body)
+
+    def when_released(self, result, callback):
+        if result.end is not None:
+            raise RuntimeError("released twice")
+        result.end = callback
+
+
+class Unreadable:
+    pass
+
+
+class HoldingOn(Counting):
+    """Counts a call as ended when its result has been released."""
+
+    holds = True
+
+
+def through(colour, policy, edge, function):
+    if colour == "sync":
+        return policy.chain(edge)(Call(function, (), {}))
+
+    async def main():
+        async def afunction():
+            return function()
+
+        return await policy.achain(edge)(Call(afunction, (), {}))
+
+    return testing.run(main, backend=colour)
+
+
+COLOURS = pytest.mark.parametrize("colour", ["sync", "asyncio", "trio"])
+
+
+@COLOURS
+def test_a_gate_that_holds_on_until_the_result_is_released(colour):
+    policy, edge = HoldingOn(), Streaming()
+    assert through(colour, policy, edge, lambda: "all there") == "all there"
+    assert policy.ends == [("NoneType", 0.0)]
+    with pytest.raises(ZeroDivisionError):
+        through(colour, policy, edge, lambda: 1 / 0)
+    assert [name for name, _ in policy.ends] == ["NoneType", "ZeroDivisionError"]
+    policy.ends.clear()
+    with testing.virtual_time(start=100) as clock:
+        body = policy.chain(edge)(Call(Body, (), {})) if colour == "sync" else through(colour, policy, edge, Body)
+        assert policy.ends == []
+        clock.sleep(7)
+        body.end(OSError("broken"))
+    assert [name for name, _ in policy.ends] == ["OSError"]
+    if colour == "sync":
+        assert policy.ends == [("OSError", 7.0)]
+
+
+@COLOURS
+def test_a_gate_that_does_not_hold_on_ends_when_the_result_is_returned(colour):
+    policy = Counting()
+    body = through(colour, policy, Streaming(), Body)
+    assert (body.end, len(policy.ends)) == (None, 1)
+
+
+@COLOURS
+def test_on_an_edge_that_does_not_stream_there_is_nothing_to_hold_on_to(colour):
+    class Whole(Streaming):
+        streams = False
+
+    policy = HoldingOn()
+    body = through(colour, policy, Whole(), Body)
+    assert (body.end, len(policy.ends)) == (None, 1)
+
+
+@COLOURS
+def test_a_gate_that_holds_on_measures_from_after_its_wait(colour):
+    class Turnstile(HoldingOn):
+        def admit(self, call, now):
+            return Ticket(ready_at=now + 5)
+
+    policy = Turnstile()
+    with testing.virtual_time():
+        body = through(colour, policy, Streaming(), Body)
+        assert through(colour, policy, Streaming(), lambda: 1) == 1
+        assert policy.ends == [("NoneType", 0.0)]
+        with pytest.raises(ZeroDivisionError):
+            through(colour, policy, Streaming(), lambda: 1 / 0)
+        assert policy.ends[1:] == [("ZeroDivisionError", 0.0)]
+    assert body.end is not None
+
+
+@COLOURS
+def test_a_result_that_the_edge_does_not_understand_is_not_held_for_ever(colour):
+    policy = HoldingOn()
+    with pytest.raises(TypeError, match="not a result of this edge"):
+        through(colour, policy, Streaming(), Unreadable)
+    known = Body()
+    known.end = print
+    with pytest.raises(RuntimeError, match="released twice"):
+        through(colour, policy, Streaming(), lambda: known)
+    assert [name for name, _ in policy.ends] == ["TypeError", "RuntimeError"]
+
+
 def test_a_gate_that_lets_nobody_wait_has_nothing_to_give_back():
     with pytest.raises(NotImplementedError):
         Gate.leave(Counting(), Call(print, (), {}), Ticket())
@@ -386,6 +597,42 @@ def test_a_scope():
         return colour.now(), await colour.call(policy, lambda: 1)
 
     testing.run_both(scenario)
+
+
+class Patient(Edge):
+    """Looks at the deadline by itself, as the edges of HTTP do: by the timeouts of the socket."""
+
+    keeps_deadlines = True
+
+
+def test_an_edge_that_keeps_deadlines_needs_no_thread(monkeypatch):
+    monkeypatch.setattr(workers, "start", None)
+    seen = []
+
+    def work():
+        seen.append((threading.get_ident(), deadline.current().scope, deadline.remaining()))
+        runtime.sleep(60)
+        return "late"
+
+    with testing.virtual_time():
+        for policy in (Timeout(2), Pipeline(Timeout(9), Timeout(2))):
+            assert policy.chain(Patient())(Call(work, (), {})) == "late", "nobody but the edge ends it"
+        assert deadline.current() is None
+        with pytest.raises(ZeroDivisionError):
+            Timeout(2).chain(Patient())(Call(lambda: 1 / 0, (), {}))
+        assert deadline.current() is None
+    assert [thread for thread, _, _ in seen] == [threading.get_ident()] * 2
+    assert [(scope.seconds, left) for _, scope, left in seen] == [(2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_edge_that_keeps_deadlines_is_cancelled_all_the_same_in_async_code(backend):
+    async def main():
+        with pytest.raises(TimedOut):
+            await Timeout(2).achain(Patient())(Call(anyio.sleep, (60,), {}))
+        return runtime.now()
+
+    assert testing.run(main, backend=backend) == 2
 
 
 def test_a_value():

@@ -1,12 +1,14 @@
 import functools
 from datetime import timedelta
+from http import HTTPStatus
 from math import inf, nan
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient import options
+from resilient import FailedResponse, FailedResult, options
 
 
 def refused(kind, check, *args, **kwargs):
@@ -110,8 +112,52 @@ def test_errors():
     assert options.errors("Owner", "option", choose) is choose
     for value in ((), [], set()):
         refused(ValueError, options.errors, value)
-    for value in (3, int, (OSError, 3), "OSError", OSError(), an_async_function, None):
+    for value in (3, 503, int, (OSError, "3"), (OSError, True), "OSError", OSError(), an_async_function, None):
         refused(TypeError, options.errors, value)
+
+
+def test_errors_may_be_status_codes():
+    assert options.errors("Owner", "option", (503,)) == (503,)
+    assert set(options.errors("Owner", "option", {429, 503, OSError})) == {429, 503, OSError}
+    assert options.errors("Owner", "option", [100, 599, HTTPStatus.BAD_GATEWAY]) == (100, 599, 502)
+    for value in ((99,), (600,), (OSError, 3), [-1], (503, 0)):
+        assert "HTTP status codes (100 to 599)" in refused(ValueError, options.errors, value)
+
+
+def test_statuses():
+    assert options.statuses((503, OSError, 429)) == {503, 429}
+    for wanted in (OSError, (OSError,), lambda error: True):
+        assert options.statuses(wanted) == frozenset()
+
+
+def error_with(**attributes):
+    error = Exception()
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("attributes", "status"),
+    [
+        ({}, None),
+        ({"status": 503}, 503),
+        ({"status_code": HTTPStatus.SERVICE_UNAVAILABLE}, 503),
+        ({"response": SimpleNamespace(status=503)}, 503),
+        ({"response": SimpleNamespace(status_code=503)}, 503),
+        ({"status": 503, "status_code": 1, "response": SimpleNamespace(status=2)}, 503),
+        ({"status": "closed", "status_code": 503}, 503),
+        ({"status_code": None, "response": SimpleNamespace(status="bad", status_code=503)}, 503),
+        ({"status": "503", "response": None}, None),
+    ],
+)
+def test_the_status_of_an_error(attributes, status):
+    assert options.status_of(error_with(**attributes)) == status
+
+
+def test_the_status_of_a_failed_response():
+    assert options.status_of(FailedResponse(SimpleNamespace(status_code=503))) == 503
+    assert options.status_of(FailedResult(SimpleNamespace(status_code=503))) is None
 
 
 def test_matcher():
@@ -124,8 +170,24 @@ def test_matcher():
     assert options.matcher(chosen) is chosen
 
 
+def test_a_matcher_of_status_codes():
+    matches = options.matcher((503, OSError))
+    assert matches(error_with(status=503))
+    assert matches(error_with(response=SimpleNamespace(status_code=503)))
+    assert matches(OSError())
+    assert not matches(error_with(status=500))
+    assert not matches(Exception())
+    assert not options.matcher((OSError,))(error_with(status=503))
+    only = options.matcher((503,))
+    assert only(error_with(status_code=503))
+    assert not only(OSError())
+
+
 def test_a_group_is_wanted_if_all_in_it_are():
     matches = options.matcher(OSError)
     assert matches(ExceptionGroup("all", [OSError(), ExceptionGroup("inner", [ConnectionError()])]))
     assert not matches(ExceptionGroup("mixed", [OSError(), ValueError()]))
     assert options.matcher(ExceptionGroup)(ExceptionGroup("any", [ValueError()]))
+    matches = options.matcher((503, OSError))
+    assert matches(ExceptionGroup("all", [OSError(), error_with(status=503)]))
+    assert not matches(ExceptionGroup("mixed", [OSError(), error_with(status=500)]))

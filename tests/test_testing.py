@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+import selectors
+import socket
 import threading
+from contextlib import closing
 
 import anyio
 import pytest
@@ -438,3 +441,13 @@ def test_the_error_of_a_thread_comes_out():
 
     with virtual_time() as clock, pytest.raises(OSError, match="no"):
         clock.run_threads(lambda: 1, fails)
+
+
+def test_a_loop_without_a_timer_waits_for_what_another_thread_does():
+    with virtual_time() as clock, closing(testing._JumpingSelector(clock)) as selector:
+        reads, writes = socket.socketpair()
+        with reads, writes:
+            selector.register(reads, selectors.EVENT_READ)
+            writes.send(b"wake up")
+            [(key, _)] = selector.select(None)
+        assert (key.fileobj, clock.now()) == (reads, 0)

@@ -70,6 +70,8 @@ class Bulkhead(Gate):
         self._waiting: deque[Ticket] = deque()
         self._filled_at = runtime.now()
 
+    holds = True
+
     def admit(self, call: Call, now: float) -> Ticket | None:
         if not self._waiting:
             try:

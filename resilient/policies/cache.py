@@ -10,6 +10,8 @@ Calls that miss the same key at the same time run once (single flight): one lead
 result. They share its failure too, since asking a failing dependency once for each of them would help nobody.
 If the leader is cancelled, the next one leads.
 
+What it is on an HTTP client, where results are streams and the server has a say, is in `resilient.http.cache`.
+
 A `LRUCache` of cachetools bounds the entries. Not its `TTLCache`: that drops what is stale, and stale is what
 we are after.
 """
@@ -23,9 +25,11 @@ from cachetools import LRUCache
 from cachetools.keys import hashkey
 
 from resilient import deadline, events, options
-from resilient.call import Call
+from resilient.call import AsyncNext, Call, Next
 from resilient.counter import Counter
+from resilient.edge import Edge
 from resilient.kinds import MISSING, Stale, Value
+from resilient.policy import Policy
 from resilient.ticket import Ticket
 
 
@@ -74,6 +78,9 @@ class Cache(Value):
     Results are kept as they are, not copied: treat them as read-only. The key holds on to the arguments, for
     methods also to `self`; give `key` if that matters.
 
+    On the transport of an HTTP client it keeps what RFC 9111 lets a private cache keep. `ttl`, `stale` and
+    `refresh` are then for answers in which the server says nothing, and `key` is a function of the request.
+
     Args:
         ttl: For how many seconds a result is fresh; 0 keeps results for stale answers only.
         stale: For how many seconds more a result is served if the call fails. Default 0: never.
@@ -82,8 +89,9 @@ class Cache(Value):
         max_entries: How many results are kept; the least recently used goes first. Default 1024.
         key: A function of the call's arguments that returns what results are kept by (hashable). Default: all
             arguments. The function itself is always part of the key.
-        on: For which errors stale results are served: exception classes or a function of the error. Default
-            `Exception`, which includes the refusals of policies further in.
+        on: For which errors stale results are served: exception classes, HTTP status codes (such responses are
+            not kept) or a function of the error. Default `Exception`, which includes the refusals of policies
+            further in.
         name: What events call this policy. Default: its repr.
 
     Raises:
@@ -112,6 +120,7 @@ class Cache(Value):
         self.max_entries = options.whole("Cache", "max_entries", max_entries)
         self.key = None if key is None else options.function("Cache", "key", key)
         self.on = options.errors("Cache", "on", on)
+        self.judge_statuses_of(self.on)
         self._matches = options.matcher(self.on)
         self._kept_for = self.ttl + max(self.stale, self.refresh)
         self._entries: LRUCache[Hashable, _Entry] = LRUCache(maxsize=self.max_entries)
@@ -121,6 +130,20 @@ class Cache(Value):
         self._misses = Counter()
         self._shared = Counter()
         self._stale = Counter()
+        self._on_edges: dict[Any, Any] = {}  # what this policy is where results cannot be kept as they are
+
+    def link(self, nxt: Next, edge: Edge) -> Next:
+        return super().link(nxt, edge) if edge.cache is None else self._on(edge.cache).link(nxt, edge)
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        return super().alink(nxt, edge) if edge.cache is None else self._on(edge.cache).alink(nxt, edge)
+
+    def _on(self, kind: "Callable[[Cache], Policy]") -> Policy:
+        with self._lock:
+            if kind not in self._on_edges:
+                self._on_edges[kind] = kind(self)
+            policy: Policy = self._on_edges[kind]
+            return policy
 
     def lookup(self, call: Call, now: float) -> Any:
         key = self._key_of(call)
@@ -195,14 +218,18 @@ class Cache(Value):
         """Forget all results. Calls under way are not affected, and will store theirs."""
         with self._lock:
             self._entries.clear()
+        for policy in list(self._on_edges.values()):
+            policy.clear()
 
     def idle(self, now: float) -> bool:
-        return not self._entries and not self._flights
+        if self._entries or self._flights:
+            return False
+        return all(policy.idle(now) for policy in list(self._on_edges.values()))
 
     def statistics(self) -> CacheStatistics:
         """Return how many results are kept, and how calls were answered."""
         return CacheStatistics(
-            entries=len(self._entries),
+            entries=len(self._entries) + sum(policy.entries for policy in list(self._on_edges.values())),
             hits=self._hits.value,
             misses=self._misses.value,
             shared=self._shared.value,

@@ -19,8 +19,8 @@
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -29,8 +29,11 @@ import pybreaker
 from resilient import deadline, events, options, pybreaker_bridge, runtime
 from resilient.call import Call
 from resilient.counter import Counter
-from resilient.errors import CircuitOpen, FailedResult, Rejected, TimedOut
+from resilient.edge import Edge
+from resilient.errors import CircuitOpen, FailedResponse, FailedResult, Rejected, TimedOut
+from resilient.keyed import Keyed
 from resilient.kinds import Gate
+from resilient.policy import Policy
 from resilient.ticket import Ticket
 from resilient.windows import CountWindow, Streak, TimeWindow, Window
 
@@ -47,6 +50,7 @@ _CLOCKS_DIFFER = 0.001  # seconds: trio cancels by a clock of its own
 
 # Looking up a member of an enum costs as much as calling a function.
 _CLOSED, _OPEN, _HALF_OPEN = State.CLOSED, State.OPEN, State.HALF_OPEN
+_WORST_FIRST = pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN, pybreaker.STATE_CLOSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class CircuitBreakerStatistics:
         slow: How many of them were slow.
         opened: How often the breaker has opened since it was made.
         rejected: Calls that were refused.
+        partitions: The same for each key, if there are keys; the numbers above are then sums, and `state` is the
+            worst of theirs. If plain functions or blocks are guarded as well, these are included there.
     """
 
     state: str
@@ -68,6 +74,7 @@ class CircuitBreakerStatistics:
     slow: int
     opened: int
     rejected: int
+    partitions: Mapping[Hashable, "CircuitBreakerStatistics"] = field(default_factory=dict)
 
 
 class CircuitBreaker(Gate):
@@ -90,8 +97,14 @@ class CircuitBreaker(Gate):
             judged by the same rates; with `consecutive`, one that fails is enough to open again.
         probe_lease: A probe that has not ended after so many seconds is given up, and another call may probe.
             Make it longer than the timeout of an attempt. Default 10 s.
-        on: Which errors are failures: exception classes or a function of the error. All others show that the
-            dependency answers, and count as successes. Default `Exception`.
+        on: Which errors are failures: exception classes, HTTP status codes or a function of the error. All others
+            show that the dependency answers, and count as successes. Default `Exception`; on the edges of HTTP
+            that leaves out what is not the dependency's fault, such as a 429 or a full connection pool, unless
+            its status code or a function names it.
+        key: A function of the call's arguments that returns the partition (hashable): each has a breaker of its
+            own, see `of`. Default None: that of the edge, which is the origin of an HTTP request, and a single
+            breaker for functions and wherever `breaker` or `storage` is given.
+        max_keys: How many partitions are remembered; closed and quiet ones are forgotten first. Default 1024.
         listeners: `pybreaker.CircuitBreakerListener` objects to tell.
         storage: A `pybreaker.CircuitBreakerStorage` that shares the state with other breakers. It is asked on
             every call; with `consecutive`, its counter decides.
@@ -126,6 +139,8 @@ class CircuitBreaker(Gate):
         on: "options.Errors" = Exception,
         listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
         storage: pybreaker.CircuitBreakerStorage | None = None,
+        key: Callable[..., Hashable] | None = None,
+        max_keys: int = 1024,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -143,12 +158,15 @@ class CircuitBreaker(Gate):
         self.probes = options.whole(me, "probes", probes)
         self.probe_lease = options.seconds(me, "probe_lease", probe_lease)
         self.on = options.errors(me, "on", on)
+        self.judge_statuses_of(self.on)
         if not isinstance(listeners, Sequence) or isinstance(listeners, str | bytes):
             allowed = "a list or tuple of pybreaker.CircuitBreakerListener objects"
             raise options.refuse(me, "listeners", listeners, allowed, TypeError)
         self.listeners = tuple(listeners)
         self.storage = storage
         self.breaker = breaker
+        self.key = None if key is None else options.function(me, "key", key)
+        self.max_keys = options.whole(me, "max_keys", max_keys)
         self._check_combination()
         self._observers = pybreaker_bridge.observers(self)
         self._matches = options.matcher(self.on)
@@ -167,6 +185,10 @@ class CircuitBreaker(Gate):
         self._probed = self._probes_failed = self._probes_slow = 0
         self._opened = 0
         self._rejected = Counter()
+        self._whole = breaker is not None or storage is not None
+        self._partitions: _Partitions | None = None
+        self._used = False  # not only by its partitions
+        self._names_errors = callable(self.on) and not isinstance(self.on, type)
         pybreaker_bridge.attach(self)
 
     def _check_combination(self) -> None:
@@ -178,11 +200,57 @@ class CircuitBreaker(Gate):
         if self.consecutive is not None and (self.last is not None or self.slow is not None):
             other = "last" if self.last is not None else "slow"
             raise options.refuse(me, other, getattr(self, other), "None, as there is no window with consecutive=")
+        if self.key is not None and (self.storage is not None or self.breaker is not None):
+            other = "storage=" if self.breaker is None else "an existing breaker"
+            raise options.refuse(me, "key", self.key, f"None, as {other} holds a single state")
 
     def _new_window(self) -> Window:
         if self.consecutive is not None:
             return Streak()
         return TimeWindow(self.window) if self.last is None else CountWindow(self.last)
+
+    # -- partitions ---------------------------------------------------------------------------------------------
+
+    def on_edge(self, edge: Edge) -> Policy:
+        if not self._whole and (self.key is not None or edge.partitions):
+            partitions = self._by_key()
+            partitions.tells = partitions.tells and edge.tells_keys
+            return partitions
+        self._used = True
+        return self
+
+    def block(self) -> Any:
+        self._check_block()
+        return super().block()
+
+    def ablock(self) -> Any:
+        self._check_block()
+        return super().ablock()
+
+    def _check_block(self) -> None:
+        if self.key is not None and not self._whole:
+            raise TypeError("CircuitBreaker: key= is a function of the call's arguments, and a block has none")
+        self._used = True
+
+    def of(self, key: Hashable) -> "CircuitBreaker":
+        """Return the breaker of a key, such as `"https://example.com"`: to look at it, or to open it.
+
+        That is this breaker itself where there are no partitions, as with `storage`.
+        """
+        if self._whole:
+            return self
+        breaker = self._by_key().of(key)
+        assert isinstance(breaker, CircuitBreaker)  # noqa: S101 - that is what they are made of
+        return breaker
+
+    def _by_key(self) -> "_Partitions":
+        if self._partitions is None:
+            with self._lock:
+                self._partitions = self._partitions or _Partitions(self)
+        return self._partitions
+
+    def _members(self) -> "dict[Hashable, CircuitBreaker]":
+        return {} if self._partitions is None else self._partitions.policies()  # type: ignore[return-value]
 
     # -- the state machine: everything that changes the state is below ------------------------------------------
 
@@ -212,18 +280,18 @@ class CircuitBreaker(Gate):
                     window.success(now)
             return
         slow = now - started >= self._slow_from
-        neutral = self.says_nothing(error, started, now)
-        failed = not neutral and error is not None and self.is_failure(error)
+        failed = self.verdict(call, error, started, now)
+        neutral = failed is None
         reason = None
         with self._lock:
             before = self._state
             if before is _CLOSED:
                 if not neutral and started >= self._since:
-                    self._window.record(now, failed=failed, slow=slow)
+                    self._window.record(now, failed=bool(failed), slow=slow)
                     reason = self._verdict(now)
             elif now < started + self.probe_lease and self._leases.pop(call, None) is not None and not neutral:
                 self._probed += 1
-                self._probes_failed += failed
+                self._probes_failed += bool(failed)
                 self._probes_slow += slow
                 reason = self._verdict_on_probes()
             if reason is not None:
@@ -262,6 +330,14 @@ class CircuitBreaker(Gate):
             self._report(before, state, events.CircuitOpened, reason=reason, open_for=open_for)
         elif before is not _CLOSED:
             self._report(before, state, events.CircuitClosed)
+        for member in self._members().values():  # last: one that is made meanwhile has seen what happened here
+            member._move(state, reason)
+
+    def inherit(self, whole: "CircuitBreaker") -> None:
+        """Begin as a partition of a breaker, which is isolated if that is; who isolated it has been told."""
+        if whole._state is _OPEN and whole._until is None:
+            self._enter(_OPEN, runtime.now())
+            self._until = None
 
     def adopt(self, name: str, now: float, until: float | None) -> None:
         """Take over a state that another breaker has put into the shared storage, given by pybreaker's name."""
@@ -340,11 +416,21 @@ class CircuitBreaker(Gate):
 
     # -- what others may ask ------------------------------------------------------------------------------------
 
-    def is_failure(self, error: BaseException) -> bool:
-        """Tell whether an error of the guarded function counts against it."""
+    def verdict(self, call: Call, error: BaseException | None, started: float, now: float) -> bool | None:
+        """Tell whether the end of a call is a failure of the dependency; None if it says nothing about it."""
+        if self.says_nothing(error, started, now):
+            return None
         if not isinstance(error, Exception):
-            return True  # the cancellation by a deadline of ours, see says_nothing
-        return isinstance(error, FailedResult) or bool(self._matches(error))
+            return error is not None  # the cancellation by a deadline of ours, see says_nothing
+        if self._names_errors:
+            return bool(self._matches(error))
+        if isinstance(error, FailedResult) and not isinstance(error, FailedResponse):
+            return True
+        if not self._matches(error):
+            return False
+        if options.status_of(error) in options.statuses(self.on):
+            return True
+        return call.edge.blames(error)
 
     def says_nothing(self, error: BaseException | None, started: float, now: float) -> bool:
         """Tell whether the end of a call says nothing about the dependency.
@@ -363,6 +449,14 @@ class CircuitBreaker(Gate):
     @property
     def current_state(self) -> str:
         """`closed`, `open` or `half-open`, as pybreaker names them."""
+        members = self._members()
+        states = {member.current_state for member in members.values()}
+        if self._used or not members:
+            states.add(self._own_state)
+        return next(state for state in _WORST_FIRST if state in states)
+
+    @property
+    def _own_state(self) -> str:
         return self._state.value if self.breaker is None else self.breaker.current_state
 
     @property
@@ -371,17 +465,32 @@ class CircuitBreaker(Gate):
         return self._window.counts(runtime.now()).failures if self.breaker is None else self.breaker.fail_counter
 
     def idle(self, now: float) -> bool:
-        if self.breaker is not None:
+        if self.breaker is not None or not all(member.idle(now) for member in self._members().values()):
             return False
         with self._lock:
             return self._state is _CLOSED and not self._window.counts(now).calls
 
     def statistics(self) -> CircuitBreakerStatistics:
         """Return the state, what is in the window, and how often the breaker opened and refused."""
+        partitions = {key: member.statistics() for key, member in self._members().items()}
+        parts = list(partitions.values())
+        if self._used or not parts:
+            parts.append(self._own_statistics())
+        return CircuitBreakerStatistics(
+            state=self.current_state,
+            calls=sum(part.calls for part in parts),
+            failures=sum(part.failures for part in parts),
+            slow=sum(part.slow for part in parts),
+            opened=sum(part.opened for part in parts),
+            rejected=sum(part.rejected for part in parts),
+            partitions=partitions,
+        )
+
+    def _own_statistics(self) -> CircuitBreakerStatistics:
         with self._lock:
             counts = self._window.counts(runtime.now())
         return CircuitBreakerStatistics(
-            state=self.current_state,
+            state=self._own_state,
             calls=counts.calls,
             failures=counts.failures if self.breaker is None else self.breaker.fail_counter,
             slow=counts.slow,
@@ -393,10 +502,33 @@ class CircuitBreaker(Gate):
         """Report a refused call, and return the error for it."""
         self._rejected.add()
         self.emit(events.CircuitRejected, retry_after=retry_after)
-        state = "half-open, and its probe is under way" if self.current_state == "half-open" else "open"
+        state = "half-open, and its probe is under way" if self._own_state == "half-open" else "open"
         return CircuitOpen(f"the circuit is {state}", policy=self.label, retry_after=retry_after)
 
     def _report(self, before: State, after: State, event: type[events.Event], **fields: Any) -> None:
         self.emit(event, **fields)
         for observer in self._observers:
             observer.changed(before.value, after.value)
+
+
+class _Partitions(Keyed):
+    """The breakers of one that is partitioned, one for each key."""
+
+    def __init__(self, whole: CircuitBreaker) -> None:
+        self._of_whole = whole
+        self.tells = whole.key is None  # until an edge comes whose keys are not to be told
+        super().__init__(self._make_member, key=whole.key, max_keys=whole.max_keys, name=whole.label)
+        self._listeners = whole._listeners
+
+    def _make_member(self) -> CircuitBreaker:
+        member = self._of_whole.fresh()
+        member._whole = True
+        return member
+
+    def _make_for(self, key: Hashable) -> Policy:
+        member = self._make_member()
+        member._listeners = self._listeners
+        # An origin says who is down. A key of the user may be nobody's business.
+        member.name = f"{self.label}[{key}]" if self.tells else self.label
+        member.inherit(self._of_whole)
+        return member

@@ -33,8 +33,9 @@ class Fallback(Value):
         *alternatives: What to answer: a value, or a function that is called with the same arguments (sync or,
             for async calls, async). With several, each is tried if the one before it failed; a value never
             fails, so it comes last.
-        on: For which errors: exception classes or a function of the error. Default `Exception`, which
-            includes the refusals of policies further in. Cancellation never leads to a fallback.
+        on: For which errors: exception classes, HTTP status codes or a function of the error. Default
+            `Exception`, which includes the refusals of policies further in. Cancellation never leads to a
+            fallback.
         name: What errors and events call this policy. Default: its repr.
 
     Raises:
@@ -62,6 +63,7 @@ class Fallback(Value):
                 )
         self.alternatives = alternatives
         self.on = options.errors("Fallback", "on", on)
+        self.judge_statuses_of(self.on)
         self._matches = options.matcher(self.on)
         self._used = Counter()
 

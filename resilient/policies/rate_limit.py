@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from resilient import deadline, events, options
+from resilient import deadline, events, options, runtime
 from resilient.baton import Baton
 from resilient.call import Call, is_block
 from resilient.counter import Counter
+from resilient.edge import Edge
 from resilient.errors import RateLimited
 from resilient.kinds import Gate
+from resilient.policy import Policy
 from resilient.rate import Rate
 from resilient.table import OVERFLOW, Table
 from resilient.ticket import Ticket
@@ -30,6 +32,7 @@ from resilient.ticket import Ticket
 _MICRO = 1_000_000
 _SMALL_LIMIT, _SMALL_DEBT = 64, 2**52  # 64 units a microsecond make 2**52 in two years
 _VACANT_KEYS = 1_000
+_LEARN_AT_MOST = 3_600.0  # s
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,15 @@ class RateLimit(Gate):
     Args:
         rate: How many calls: `"100/minute"`, `"5/10s"` or `Rate(100, per=60)`.
         key: A function of the call's arguments that returns what the limit is counted by (hashable); each key
-            has the whole rate for itself. Default None: one limit for all calls.
+            has the whole rate for itself. Default None: that of the edge, which is the origin of a request that
+            an HTTP client sends, and one limit for all calls elsewhere.
         burst: How many calls may start at once after a quiet time. Default: as many as the rate names.
         wait: How long in seconds a call may wait for its turn, first come, first served, instead of being
             refused. A wait that would end after the deadline is refused at once. Default 0: never wait.
         cost: How much of the limit a call takes: an int, or a function of the call's arguments. Default 1.
+        learn: Whether to slow down when responses say that less is left (`RateLimit`, `X-RateLimit-*`, a 429 with
+            `Retry-After`), for at most an hour at a time: those of an HTTP client, or whatever a function returns
+            that has `status_code` and `headers`. Never speeds up. Default False.
         max_keys: How many keys are remembered, about 90 bytes each. Keys whose limit is untouched are
             forgotten first; if all are in use, new keys share one limit. Default 100,000.
         name: What errors and events call this policy. Default: its repr.
@@ -80,6 +87,7 @@ class RateLimit(Gate):
         burst: int | None = None,
         wait: options.Seconds = 0.0,
         cost: int | Callable[..., int] = 1,
+        learn: bool = False,
         max_keys: int = 100_000,
         name: str | None = None,
     ) -> None:
@@ -93,6 +101,7 @@ class RateLimit(Gate):
             options.function("RateLimit", "cost", cost)
         elif cost > self.burst:
             raise options.refuse("RateLimit", "cost", cost, f"an int up to burst={self.burst}")
+        self.learn = options.flag("RateLimit", "learn", learn)
         self.max_keys = options.whole("RateLimit", "max_keys", max_keys)
         common = math.gcd(self.rate.limit, self.rate.micros)  # short integers are faster than long ones
         self._limit = self.rate.limit // common
@@ -106,14 +115,47 @@ class RateLimit(Gate):
         # Without a key there is one number, and it is the baton. It is a whole float, which is faster than an int
         # and just as exact, if all that it can become stays below 2**53 for years.
         exact = self._limit <= _SMALL_LIMIT and self._capacity + self._patience < _SMALL_DEBT
-        self._lone = self.key is None and self._debt > 0 and exact
+        self._lone = self.key is None and self._debt > 0 and exact and not self.learn
         self._baton: Baton[float | None] = Baton(0.0 if self._lone else None, lost=None)
         self._take, self._give = self._baton.take, self._baton.give
         if self._lone:
             self.admit = self._admit_lone  # type: ignore[method-assign]
             self.looks_at_calls = False
+        if self.learn:
+            self.judge = self._learn
+        self._partitions: RateLimit | None = None
         self._rejected = Counter()
         self._queued = Counter()
+
+    def on_edge(self, edge: Edge) -> Policy:
+        return self._by_edge() if self.key is None and edge.partitions else self
+
+    def _by_edge(self) -> "RateLimit":
+        """Return the limit that is counted by the key of the edge."""
+        if self._partitions is None:
+            limit = type(self)(**{**self._keywords(), "key": _EDGE, "name": self.label})
+            limit._listeners = self._listeners
+            with self._lock:
+                self._partitions = self._partitions or limit
+        return self._partitions
+
+    def _learn(self, call: Call, result: Any) -> None:
+        """Take note of what an answer says about the limit of the other side."""
+        quota = call.edge.quota(result)
+        if quota is None or quota.remaining is None or quota.reset is None:
+            return
+        limit = self._by_edge() if self.key is None and call.edge.partitions else self
+        limit._slow_down(None if limit.key is None else limit._key_of(call), quota.remaining, quota.reset)
+
+    def _slow_down(self, key: Hashable, remaining: int, reset: float) -> None:
+        """Leave no more than `remaining` calls, or none until `reset` seconds from now if that is 0."""
+        at = int(runtime.now() * _MICRO + 0.5) * self._limit
+        wait = 0 if remaining else int(min(reset, _LEARN_AT_MOST) * _MICRO) * self._limit
+        owed = at + wait + self._capacity - max(remaining, 1) * self._period
+        with self._holding(at):
+            place = key if key in self._drained else self._table.place_for(key, lambda other: other <= at)
+            if place is not OVERFLOW:  # those who share it are not all to wait for one
+                self._drained[place] = max(self._drained.get(place, 0), owed)
 
     def admit(self, call: Call, now: float) -> Ticket | None:
         key = None if self.key is None else self._key_of(call)
@@ -213,7 +255,9 @@ class RateLimit(Gate):
     def idle(self, now: float) -> bool:
         at = int(now * _MICRO + 0.5) * self._limit
         with self._holding(at):
-            return all(drained_at <= at for drained_at in self._drained.values())
+            return all(drained_at <= at for drained_at in self._drained.values()) and (
+                self._partitions is None or self._partitions.idle(now)
+            )
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -225,10 +269,16 @@ class RateLimit(Gate):
         if self._lone:
             with self._holding(0.0):
                 keys = int(self._drained[None] > 0)
-        return RateLimitStatistics(keys=keys, rejected=self._rejected.value, queued=self._queued.value)
+        own = RateLimitStatistics(keys=keys, rejected=self._rejected.value, queued=self._queued.value)
+        if self._partitions is None:
+            return own
+        parts = self._partitions.statistics()
+        return RateLimitStatistics(
+            keys=own.keys + parts.keys, rejected=own.rejected + parts.rejected, queued=own.queued + parts.queued
+        )
 
     def _key_of(self, call: Call) -> Hashable:
-        key: Hashable = _ask(self.key, "key", call)
+        key: Hashable = call.edge.key(call) if self.key is _EDGE else _ask(self.key, "key", call)
         try:
             hash(key)
         except TypeError:
@@ -263,6 +313,10 @@ class RateLimit(Gate):
         self._queued.add()
         self.emit(events.RateLimitQueued, wait=self._seconds(due) - now)
         return ticket
+
+
+def _EDGE() -> Hashable:  # noqa: N802 - a mark, and a function only because `key` takes one
+    """Stand for the key of the edge, see `RateLimit._key_of`."""
 
 
 def _ask(function: Any, option: str, call: Call) -> Any:

@@ -11,7 +11,7 @@ clients best. Three attempts, because attempts multiply when layers retry: 3 lay
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -21,16 +21,19 @@ from tenacity.retry import retry_base
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from resilient import deadline, events, options
+from resilient import blocks, deadline, events, options, runtime
 from resilient.call import Call
 from resilient.counter import Counter
 from resilient.edge import Edge
-from resilient.errors import FailedResult, Rejected
+from resilient.errors import FailedResponse, FailedResult, Rejected
 from resilient.kinds import Attempts, Loop
 from resilient.policies.retry_budget import RetryBudget, RetryBudgetStatistics
 
 Stop: TypeAlias = int | timedelta | stop_base | Callable[[tenacity.RetryCallState], bool]
 Wait: TypeAlias = float | timedelta | wait_base | Callable[[tenacity.RetryCallState], float]
+
+_SPREAD, _MOST_SPREAD = 0.1, 1.0
+"""A wait that the other side asks for is a floor: who were told the same come back over 10 % more, at most 1 s."""
 
 FULL_JITTER = tenacity.wait_random_exponential(multiplier=0.1, max=5)
 
@@ -73,8 +76,9 @@ class Retry(Loop):
     Args:
         stop: When to give up: an int is the greatest number of attempts, a timedelta the time after which
             none is made, else any tenacity `stop_*` or a function of its `RetryCallState`. Default 3 attempts.
-        on: Which errors are worth another try: exception classes, a function of the error, or any tenacity
-            `retry_*`. Required for plain functions; the edges of HTTP know their own transient errors.
+        on: Which errors are worth another try: exception classes and HTTP status codes, as in
+            `{429, 503, OSError}`, a function of the error, or any tenacity `retry_*`. Required for plain
+            functions; the edges of HTTP know their own transient errors and statuses.
         wait: Seconds between attempts as a number or a timedelta, else any tenacity `wait_*` or a function of
             its `RetryCallState`. Default full jitter: uniform in 0..0.1 s, doubling up to 0..5 s.
         max_retry_after: The longest time in seconds that the other side may ask to wait (`Retry-After`, an
@@ -112,7 +116,9 @@ class Retry(Loop):
         self._waits = _wait(wait)
         self._wants = None if on is None or isinstance(on, retry_base) else options.errors("Retry", "on", on)
         self._matches = None if self._wants is None else options.matcher(self._wants)
-        if isinstance(on, retry_base) and _judges_results(on):
+        if self._wants is not None:
+            self.judge_statuses_of(self._wants)
+        elif isinstance(on, retry_base) and _judges_results(on):
             self.judge = self._judge
         self._retries = Counter()
         self._gave_up = Counter()
@@ -124,9 +130,22 @@ class Retry(Loop):
                 "Give exception classes, a function of the error, or a tenacity retry_* strategy"
             )
 
-    def succeeded(self, call: Call, edge: Edge) -> None:
-        if self.budget is not None:
-            self.budget.deposit(edge.key(call))
+    def __iter__(self) -> Iterator[blocks.Attempt]:
+        self._check_block()
+        return super().__iter__()
+
+    def __aiter__(self) -> AsyncIterator[blocks.Attempt]:
+        self._check_block()
+        return super().__aiter__()
+
+    def _check_block(self) -> None:
+        if self.budget is not None and self.budget.key is not None:
+            raise TypeError("RetryBudget: key= is a function of the call's arguments, and a block has none")
+
+    def succeeded(self, call: Call) -> None:
+        budget = self.budget
+        if budget is not None and budget.drawn_on:
+            budget.deposit(budget.key_of(call))
 
     def _counts_successes(self) -> bool:
         return self.budget is not None
@@ -135,13 +154,15 @@ class Retry(Loop):
         if not self._worth_another_try(attempts, error, now):
             return None
         edge = attempts.edge
-        if not edge.repeatable(attempts.call):
+        if not edge.repeatable(attempts.call, error):
             self._give_up(attempts, error, now, "not_repeatable")
             return None
         delay = self._waits if isinstance(self._waits, float) else self._ask_wait(attempts, error, now)
         asked = edge.retry_after(error)
         if asked is not None and asked > delay:
-            delay = asked
+            limit = deadline.current()
+            room = asked if limit is None else max(0.0, limit.at - now - asked) / 2  # so that what fits still fits
+            delay = asked + runtime.random(0.0, min(asked * _SPREAD, _MOST_SPREAD, room))
         if self._spent(attempts, error, now, delay):
             self._give_up(attempts, error, now, "attempts")
             return None
@@ -152,7 +173,9 @@ class Retry(Loop):
         if limit is not None and now + delay >= limit.at:
             self._give_up(attempts, error, now, "deadline", asked)
             return None
-        if self.budget is not None and not self.budget.withdraw(error, now, edge.key(attempts.call)):
+        if self.budget is not None and not self.budget.withdraw(
+            error, now, self.budget.key_of(attempts.call), timed_out=edge.timed_out(error)
+        ):
             self._give_up(attempts, error, now, "budget")
             return None
         if attempts.state is not None:
@@ -169,7 +192,7 @@ class Retry(Loop):
             return False
         if isinstance(self.on, retry_base):
             return bool(_settled("on", self.on(self._state(attempts, error, now))))
-        if isinstance(error, FailedResult):
+        if isinstance(error, FailedResult) and not isinstance(error, FailedResponse):
             return True
         if self._matches is None:
             return attempts.edge.transient(error)

@@ -13,10 +13,11 @@ Only partitions that have been drawn on are remembered: one that is full again i
 can be forgotten to make room. If there is no room, new partitions share one.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from resilient import options, runtime
+from resilient.call import Call
 from resilient.component import Component
 from resilient.table import Table
 
@@ -56,6 +57,8 @@ class RetryBudget(Component):
         cap: The most tokens that a partition can hold, and what it starts with. Default 10.
         refill: Seconds in which one token comes back by itself. Default 10 s.
         timeout_cost: Tokens that a retry after a timeout takes; others take 1. Default 2.
+        key: A function of the call's arguments that returns the partition (hashable). Default None: that of the
+            edge, which is the origin of an HTTP request, and one for all calls of functions.
         max_keys: How many partitions that are not full are remembered; more share one. Default 10,000.
         name: What events call this budget. Default: its repr.
 
@@ -70,6 +73,7 @@ class RetryBudget(Component):
         cap: int = 10,
         refill: options.Seconds = 10.0,
         timeout_cost: int = 2,
+        key: Callable[..., Hashable] | None = None,
         max_keys: int = 10_000,
         name: str | None = None,
     ) -> None:
@@ -80,11 +84,24 @@ class RetryBudget(Component):
         self.timeout_cost = options.whole("RetryBudget", "timeout_cost", timeout_cost)
         if timeout_cost > cap:
             raise options.refuse("RetryBudget", "timeout_cost", timeout_cost, f"an int up to cap={cap}")
+        self.key = None if key is None else options.function("RetryBudget", "key", key)
         self.max_keys = options.whole("RetryBudget", "max_keys", max_keys)
         self._deposit = round(self.ratio * _TOKEN)
         self._full = cap * _TOKEN
         self._purses: Table[_Purse] = Table(self.max_keys)
+        self.drawn_on = self._purses.entries  # empty as long as every partition is full
         self._refused = 0
+
+    def key_of(self, call: Call) -> Hashable:
+        """Return the partition that a call belongs to."""
+        if self.key is None:
+            return call.edge.key(call)
+        key: Hashable = self.key(*call.args, **call.kwargs)
+        try:
+            hash(key)
+        except TypeError:
+            raise TypeError(f"{self.label}: key= returned {type(key).__name__}, which is not hashable") from None
+        return key
 
     def deposit(self, key: Hashable = None) -> None:
         """Put in what a success is worth.
@@ -92,22 +109,25 @@ class RetryBudget(Component):
         Args:
             key: The partition.
         """
-        if not self._purses.entries:  # every partition is full
-            return
         with self._lock:
             purse = self._purses.entries.get(key)
             if purse is not None:
                 purse.micros = min(self._full, purse.micros + self._deposit)
 
-    def withdraw(self, error: BaseException, now: float, key: Hashable = None) -> bool:
+    def withdraw(
+        self, error: BaseException, now: float, key: Hashable = None, *, timed_out: bool | None = None
+    ) -> bool:
         """Take what a retry costs; return False, and take nothing, if there is not enough.
 
         Args:
             error: Why the retry is needed: a timeout costs more.
             now: The time in seconds of the monotonic clock.
             key: The partition.
+            timed_out: Whether the error is a timeout. Default None: if it is a `TimeoutError`.
         """
-        cost = (self.timeout_cost if isinstance(error, TimeoutError) else 1) * _TOKEN
+        if timed_out is None:
+            timed_out = isinstance(error, TimeoutError)
+        cost = (self.timeout_cost if timed_out else 1) * _TOKEN
         with self._lock:
             purse = self._purses.entries.get(key)
             if purse is None:

@@ -13,12 +13,15 @@ from resilient import events
 from resilient.events import Event
 
 _WARNINGS = (
+    events.BackupsUsed,
+    events.BalancerPanicked,
     events.BulkheadRejected,
     events.CacheRefreshFailed,
     events.CircuitOpened,
     events.CircuitRejected,
     events.PartitionsFull,
     events.RateLimitRejected,
+    events.ReplicaEjected,
     events.RetryGaveUp,
     events.ThreadAbandoned,
     events.ThreadsRejected,

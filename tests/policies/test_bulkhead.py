@@ -15,10 +15,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from resilient import Bulkhead, BulkheadFull, Pipeline, TimedOut, Timeout, runtime
+from resilient import Bulkhead, BulkheadFull, Pipeline, Retry, TimedOut, Timeout, runtime
 from resilient.call import Call
+from resilient.edge import Edge
 from resilient.policies.bulkhead import BulkheadStatistics
-from resilient.testing import Colour, _finish, capture_events, run, run_both, virtual_time
+from resilient.testing import Colour, _finish, capture_events, flaky, run, run_both, virtual_time
 
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -706,6 +707,119 @@ def test_a_call_in_flight_across_the_fork_does_not_release_twice():
     in_child(check_in_child)
     bulkhead.settle(call, None, started, runtime.now())
     assert bulkhead.statistics().in_use == 0
+
+
+# -- results that go on after they were returned ------------------------------------------------------------------
+
+
+class Body:
+    """A result that somebody still reads."""
+
+    def __init__(self):
+        self.callbacks = []
+
+    def end(self, error=None):
+        for callback in self.callbacks:
+            callback(error)
+
+
+class Streaming(Edge):
+    streams = True
+
+    def released(self, result):
+        return not isinstance(result, Body)
+
+    def when_released(self, result, callback):
+        result.callbacks.append(callback)
+
+
+def read(bulkhead, function=Body):
+    return bulkhead.chain(Streaming())(Call(function, (), {}))
+
+
+@pytest.mark.parametrize("error", [None, OSError("broken")])
+def test_a_permit_is_held_until_the_result_is_released(error):
+    with virtual_time():
+        bulkhead = Bulkhead(1)
+        body = read(bulkhead)
+        assert bulkhead.statistics().in_use == 1
+        assert not bulkhead.idle(0.0)
+        with pytest.raises(BulkheadFull):
+            read(bulkhead)
+        with pytest.raises(BulkheadFull):
+            bulkhead.call(function)
+        body.end(error)
+        assert bulkhead.statistics().in_use == 0
+        assert read(bulkhead, lambda: "all there") == "all there"
+        with pytest.raises(ZeroDivisionError):
+            read(bulkhead, lambda: 1 / 0)
+        assert bulkhead.idle(0.0)
+
+
+@BACKENDS
+def test_a_permit_is_held_until_the_result_is_released_in_async_code(backend):
+    async def main():
+        bulkhead = Bulkhead(1, queue=5)
+        chain = bulkhead.achain(Streaming())
+        started = []
+
+        async def fetch():
+            started.append(anyio.current_time() - start)
+            return Body()
+
+        async def reader():
+            body = await chain(Call(fetch, (), {}))
+            await anyio.sleep(2)
+            body.end()
+
+        start = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(reader)
+        with anyio.move_on_after(1):  # cancelled before there is a result to hold on to
+            await chain(Call(anyio.sleep, (9,), {}))
+        return started, bulkhead.statistics()
+
+    assert run(main, backend=backend) == ([0, 2, 4], BulkheadStatistics(in_use=0, queued=0, rejected=0))
+
+
+def test_a_permit_may_be_given_back_from_another_thread():
+    with virtual_time() as clock:
+        bulkhead = Bulkhead(1, queue=1)
+        body = read(bulkhead)
+
+        def waiter():
+            assert bulkhead.call(clock.now) == 3
+            return bulkhead.statistics().in_use
+
+        def ender():
+            clock.sleep(3)
+            body.end()
+
+        assert clock.run_threads(waiter, ender) == [0, None]
+
+
+def test_a_permit_inside_of_a_retry_is_given_back_with_the_error():
+    with virtual_time():
+        bulkhead = Bulkhead(1)
+        guard = Pipeline(Retry(3, on=OSError, wait=1), bulkhead)
+        body = Body()
+        function = flaky(OSError, OSError, body)
+        assert guard.chain(Streaming())(Call(function, (), {})) is body
+        assert bulkhead.statistics().in_use == 1
+        body.end()
+        assert bulkhead.idle(0.0)
+
+
+def test_a_body_that_was_opened_before_a_fork_gives_nothing_back_after_it():
+    with virtual_time() as clock:
+        bulkhead = Bulkhead(1)
+        body = read(bulkhead)
+        clock.sleep(1)
+        bulkhead.after_fork()
+        assert read(bulkhead, lambda: bulkhead.statistics().in_use) == 1
+        body.end()
+        assert bulkhead.statistics().in_use == 0
 
 
 # -- a model --------------------------------------------------------------------------------------------------

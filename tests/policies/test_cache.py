@@ -3,6 +3,7 @@
 import functools
 import sys
 from threading import Barrier, Thread
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -12,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from resilient import Cache, CircuitBreaker, Pipeline, TimedOut, Timeout, deadline, runtime
 from resilient.call import Call
-from resilient.kinds import MISSING, Stale
+from resilient.edge import Edge
+from resilient.kinds import MISSING, Stale, Value
 from resilient.policies.cache import CacheStatistics
 from resilient.testing import capture_events, flaky, run, run_both, virtual_time
 from resilient.ticket import Ticket
@@ -109,6 +111,60 @@ def test_on_tells_for_which_errors_stale_answers_are_served(clock):
     with pytest.raises(KeyError, match="bug"):
         cache.call(function)
     assert cache.call(function) == "old"
+
+
+def test_stale_answers_are_served_for_status_codes_too():
+    async def scenario(colour):
+        cache = Cache(1, stale=100, on={503, OSError})
+        good, bad, other = (SimpleNamespace(status_code=status) for status in (200, 503, 500))
+        error = ValueError("bad status")
+        error.status = 503
+        function = flaky(bad, good, bad, error, OSError(), other, bad)
+        assert await colour.call(cache, function) is bad, "there is nothing else yet"
+        assert cache.statistics().entries == 0, "and it is no answer to keep"
+        for _ in range(4):
+            assert await colour.call(cache, function) is good
+            await colour.sleep(2)
+        for _ in range(2):  # the 500 is a good answer here
+            assert await colour.call(cache, function) is other
+            await colour.sleep(2)
+
+    assert [name for name, _ in run_both(scenario)] == ["cache.stale_served"] * 4
+
+
+def test_all_who_wait_for_a_failing_response_get_it():
+    async def scenario(colour):
+        cache = Cache(60, on={503})
+        bad = SimpleNamespace(status_code=503)
+        calls = []
+
+        async def fetch():
+            calls.append(1)
+            await colour.sleep(1)
+            return bad
+
+        async def caller():
+            return await colour.call(cache, fetch) is bad
+
+        assert await colour.gather(caller, caller, caller) == [True] * 3
+        return len(calls)
+
+    run_both(scenario)
+
+
+def test_a_refresh_that_gets_a_failing_response_leaves_the_old_one():
+    async def scenario(colour):
+        cache = Cache(1, refresh=100, on={503})
+        good, bad = (SimpleNamespace(status_code=status) for status in (200, 503))
+        function = flaky(good, bad)
+        assert await colour.call(cache, function) is good
+        for _ in range(2):
+            await colour.sleep(2)
+            assert await colour.call(cache, function) is good
+        await colour.sleep(1)
+
+    names = sorted(name for name, _ in run_both(scenario))
+    assert names == ["cache.refresh_failed"] * 2 + ["cache.stale_served"] * 2
 
 
 def test_stale_on_the_refusal_of_a_breaker_further_in(clock):
@@ -894,6 +950,76 @@ class Machine(RuleBasedStateMachine):
 
 TestCache = Machine.TestCase
 TestCache.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# -- edges whose results cannot be kept as they are ---------------------------------------------------------------
+
+
+class Copies(Value):
+    """Keeps texts of results, and makes results of them."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache = cache
+        self.kept = {}
+
+    @property
+    def entries(self):
+        return len(self.kept)
+
+    def clear(self):
+        self.kept.clear()
+
+    def idle(self, now):
+        return not self.kept
+
+    def lookup(self, call, now):
+        text = self.kept.get(call.args)
+        return MISSING if text is None else [text]
+
+    def store(self, call, result, now):
+        self.kept[call.args] = result[0]
+
+    def recover(self, call, error, now):
+        return MISSING
+
+
+class Bodies(Edge):
+    """Returns lists, which whoever gets them may empty."""
+
+    cache = Copies
+
+
+class Whole(Edge):
+    cache = None
+
+
+@pytest.mark.parametrize("backend", ["sync", "asyncio", "trio"])
+def test_an_edge_may_keep_results_in_a_way_of_its_own(backend):
+    def through(policy, edge, function, *args):
+        if backend == "sync":
+            with virtual_time():
+                return policy.chain(edge)(Call(function, args, {}))
+
+        async def main():
+            return await policy.achain(edge)(Call(function.asynchronous, args, {}))
+
+        return run(main, backend=backend)
+
+    cache = Cache(10)
+    guard = Pipeline(cache)
+    function = flaky(["first"], ["second"])
+    for _ in range(2):  # one state, however many chains
+        assert through(guard, Bodies(), function, "a").pop() == "first"
+    assert len(function.calls) == 1
+    assert cache.statistics().entries == 1
+    assert not cache.idle(0.0)
+    assert through(cache, Whole(), flaky("as it is"), "a") == "as it is"
+    assert cache.statistics().entries == 2
+    cache.clear()
+    assert cache.statistics().entries == 0
+    assert cache.idle(0.0)
+    assert through(guard, Bodies(), function, "a") == ["second"]
 
 
 # -- options --------------------------------------------------------------------------------------------------

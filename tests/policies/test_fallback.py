@@ -1,6 +1,7 @@
 import asyncio
 import functools
 import re
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -273,12 +274,38 @@ def test_a_guarded_function_may_be_the_fallback_of_another():
         assert primary("x") == "value"
 
 
+def test_status_codes_lead_to_a_fallback_too():
+    async def scenario(colour):
+        policy = Fallback("default", on={503, OSError})
+        error = ValueError("bad status")
+        error.response = SimpleNamespace(status_code=503)
+        good, other = SimpleNamespace(status_code=200), SimpleNamespace(status_code=500)
+        for outcome in (SimpleNamespace(status_code=503), error, OSError()):
+            assert await colour.call(policy, flaky(outcome)) == "default"
+        for outcome in (good, other):
+            assert await colour.call(policy, flaky(outcome)) is outcome
+        error.response.status_code = 500
+        assert await raised(colour, policy, flaky(error)) is error
+
+    assert [name for name, _ in run_both(scenario)] == ["fallback.used"] * 3
+
+
+def test_a_response_that_is_not_wanted_is_none_of_its_business():
+    async def scenario(colour):
+        bad = SimpleNamespace(status_code=503)
+        guard = Pipeline(Fallback("default", on={500}), Retry(2, on={503}, wait=0))
+        assert await colour.call(guard, flaky(bad)) is bad
+
+    run_both(scenario)
+
+
 def test_options_are_checked():
     with pytest.raises(TypeError, match=r"Fallback: alternatives=\(\) is not allowed; give a value or a function"):
         Fallback()
     with pytest.raises(ValueError, match="Fallback: alternatives='first' is not allowed; give values only last"):
         Fallback("first", len)
-    for value, kind in (("x", TypeError), ((), ValueError), (int, TypeError), ((OSError, 1), TypeError)):
+    bad_types, bad_values = ("x", int, (OSError, "x")), ((), (OSError, 1))
+    for value, kind in [(each, TypeError) for each in bad_types] + [(each, ValueError) for each in bad_values]:
         with pytest.raises(
             kind, match=f"^Fallback: on={re.escape(repr(value))} is not allowed; give an exception"
         ):

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from resilient import Pipeline, Rate, RateLimit, RateLimited, TimedOut, Timeout
+from resilient import FailedResponse, Pipeline, Rate, RateLimit, RateLimited, Retry, TimedOut, Timeout
 from resilient.call import Call
+from resilient.edge import Edge
 from resilient.policies.rate_limit import RateLimitStatistics
 from resilient.table import OVERFLOW
 from resilient.testing import capture_events, run, run_both, virtual_time
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 MICRO = Fraction(1, 1_000_000)
+TWO_YEARS = 2 * 365 * 86_400 * 1_000_000  # in microseconds
 
 
 @pytest.fixture
@@ -146,10 +148,10 @@ def test_a_rate_that_is_no_whole_number_of_microseconds_does_not_drift():
 def test_waiting_as_told_is_always_enough_and_a_microsecond_less_is_not(
     *, limit, period, burst, start, cost, pauses
 ):
-    """All in microseconds, as large as a clock that has run for 30 years."""
+    """All in microseconds, as large as a clock that has run for 30 years; for 2 years if the number is a float."""
     cost = min(cost, burst)
     policy = RateLimit(Rate(limit, per=period / 1e6), burst=burst, cost=cost)
-    now = start
+    now = start % TWO_YEARS if policy._lone else start
     for pause in pauses:
         now += pause
         if admitted(policy, now / 1e6) is None:
@@ -280,6 +282,332 @@ def test_it_is_idle_when_no_key_owes_anything():
     admitted(limit, 0.5, "b")
     assert not limit.idle(1.4)
     assert limit.idle(1.5)
+
+
+# -- edges ----------------------------------------------------------------------------------------------------
+
+
+class Origins(Edge):
+    """Knows where calls go to, and raises failing answers itself, as the edges of HTTP do."""
+
+    partitions = True
+    judges = True
+
+    def key(self, call):
+        return call.args[0]
+
+    def end(self):
+        def end(call):
+            answer = call.function(*call.args)
+            if getattr(answer, "status_code", 200) >= 400:
+                raise FailedResponse(answer)
+            return answer
+
+        return end
+
+    def aend(self):
+        end = self.end()
+
+        async def aend(call):
+            return end(call)
+
+        return aend
+
+
+class OriginCall(Call):
+    """A call that ends at the edge of origins."""
+
+    edge = Origins()
+
+
+def send(policy, origin, answer="answer", *, asynchronous=False):
+    """Send one call to an origin; return what comes back, a failing answer too."""
+    call = OriginCall(lambda _origin: answer, (origin,), {})
+
+    async def main():
+        return await policy.achain(OriginCall.edge)(call)
+
+    try:
+        return run(main) if asynchronous else policy.chain(OriginCall.edge)(call)
+    except FailedResponse as failure:
+        return failure.result
+
+
+def refused_by(policy, origin, **options):
+    with pytest.raises(RateLimited) as caught:
+        send(policy, origin, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_each_origin_has_the_whole_rate_for_itself(asynchronous):
+    limit = RateLimit("2/s", name="r")
+    with virtual_time(), capture_events(limit) as seen:
+        for origin in "abab":
+            assert send(limit, origin, asynchronous=asynchronous) == "answer"
+        error = refused_by(limit, "a", asynchronous=asynchronous)
+        assert (error.policy, error.retry_after) == ("r", 0.5)
+        assert [event.policy for event in seen] == ["r"]
+        assert limit.statistics() == RateLimitStatistics(keys=2, rejected=1, queued=0)
+        assert not limit.idle(0.5)
+        assert limit.idle(1.0)
+        for _ in range(2):  # what is not sent to an origin has a limit of its own
+            limit.call(function)
+        with pytest.raises(RateLimited):
+            limit.call(function)
+        assert limit.statistics() == RateLimitStatistics(keys=3, rejected=2, queued=0)
+        assert not limit.idle(0.9)
+        for _ in range(2):
+            assert send(limit.fresh(), "a") == "answer"
+
+
+def test_the_options_hold_for_each_origin():
+    limit = RateLimit("1/s", burst=2, wait=2, cost=2, max_keys=1)
+    with virtual_time() as clock, capture_events(limit) as seen:
+        send(limit, "a")
+        send(limit, "a")
+        assert clock.now() == 2
+        send(limit, "b")  # no room: it takes over the limit of those who share
+        assert [event.name for event in seen] == ["rate_limit.queued", "partitions.full"]
+        assert limit.statistics().queued == 1
+
+
+def test_a_key_of_ones_own_comes_before_that_of_the_edge():
+    limit = RateLimit("1/s", key=lambda origin: "all")
+    with virtual_time():
+        send(limit, "a")
+        refused_by(limit, "b")
+
+
+def test_an_unhashable_key_of_the_edge():
+    limit = RateLimit("1/s", name="r")
+    with pytest.raises(TypeError, match="r: key= returned list, which is not hashable"):
+        send(limit, ["a"])
+
+
+def test_a_block_has_no_origin():
+    limit = RateLimit("1/s")
+    with virtual_time():
+        send(limit, "a")
+        with limit:
+            pass
+        with pytest.raises(RateLimited), limit:
+            raise AssertionError("never entered")
+
+
+def test_threads_that_link_it_first_share_its_origins(impatient_threads):
+    for _ in range(100):
+        limit = RateLimit("1000/s")
+        start = Barrier(8)
+        found = []
+
+        def link(limit=limit, start=start, found=found):
+            start.wait()
+            found.append(limit.on_edge(OriginCall.edge))
+
+        threads = [Thread(target=link) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(found)) == 1
+
+
+# -- learning -------------------------------------------------------------------------------------------------
+
+
+class Answer:
+    """What a function returns that calls a server, with some client or other."""
+
+    def __init__(self, headers=None, status_code=200):
+        self.headers = headers or {}
+        self.status_code = status_code
+
+
+def told(remaining=None, reset=None, *, status=200, **fields):
+    if remaining is not None:
+        fields["X-RateLimit-Remaining"] = str(remaining)
+    if reset is not None:
+        fields["X-RateLimit-Reset"] = str(reset)
+    return Answer({name.replace("_", "-"): value for name, value in fields.items()}, status)
+
+
+def admitted_at_once(limit):
+    count = 0
+    while True:
+        try:
+            limit.call(lambda: None)
+        except RateLimited as error:
+            return count, round(error.retry_after, 6)
+        count += 1
+
+
+def after(answer, **options):
+    """Return how many calls start at once after such an answer, and how long the next one has to wait."""
+    with virtual_time(start=1_000):
+        limit = RateLimit("10/s", learn=True, **options)
+        assert limit.call(lambda: answer) is answer
+        return admitted_at_once(limit)
+
+
+def test_what_a_limit_learns():
+    untouched = 9, 0.1
+    assert after("no response") == untouched
+    assert after(Answer()) == untouched
+    assert after(told(0, 60)) == (0, 60.0), "nothing is left until then"
+    assert after(told(3, 60)) == (3, 0.1), "so many, and then at our own rate"
+    assert after(told(8, 60)) == (8, 0.1)
+    assert after(told(9, 60)) == after(told(100, 60)) == untouched, "it never speeds up"
+    assert after(told(0)) == after(told(None, 60)) == untouched, "half of it says nothing"
+    assert after(told(0, 0)) == (1, 0.1)
+    assert after(told(0, 0.25)) == (0, 0.25)
+    assert after(told(0, 3_600)) == (0, 3_600.0)
+    assert after(told(0, 86_400)) == (0, 3_600.0), "an hour at most"
+    assert after(told(status=429, Retry_After="7")) == (0, 7.0)
+    assert after(told(5, 60, status=429, Retry_After="7")) == (0, 7.0)
+    assert after(told(status=503, Retry_After="7")) == untouched, "that is not about the number of calls"
+    assert after(told(status=429)) == untouched
+
+
+def test_a_function_that_it_guards_alone_teaches_it_too():
+    with virtual_time():
+        answer = RateLimit("10/s", learn=True)(lambda: told(0, 60))
+        answer()
+        with pytest.raises(RateLimited):
+            answer()
+
+
+def test_without_learning_nothing_is_learned():
+    with virtual_time():
+        limit = RateLimit("10/s")
+        limit.call(lambda: told(0, 60))
+        assert admitted_at_once(limit) == (9, 0.1)
+
+
+def test_after_the_reset_it_goes_on_at_its_own_rate():
+    async def scenario(colour):
+        limit = RateLimit("10/s", learn=True, wait=120, name="r")
+        await colour.call(limit, lambda: told(0, 60))
+        times = []
+        for _ in range(4):
+            await colour.call(limit, lambda: times.append(round(colour.now(), 6)))
+        assert times == [60.0, 60.1, 60.2, 60.3]
+        return limit.statistics()
+
+    assert {name for name, _ in run_both(scenario)} == {"rate_limit.queued"}
+
+
+def test_a_call_that_costs_more_waits_for_more():
+    with virtual_time():
+        limit = RateLimit("10/s", learn=True, cost=5)
+        limit.call(lambda: told(0, 60))
+        with pytest.raises(RateLimited) as refused:
+            limit.call(function)
+        assert refused.value.retry_after == pytest.approx(60.4)
+
+
+def test_the_last_answer_does_not_undo_the_one_before():
+    with virtual_time() as clock:
+        limit = RateLimit("10/s", learn=True)
+        answers = iter([told(0, 60), told(100, 60), told(0, 1)])
+        later = [limit.admit(a_call(), 0.0) for _ in range(3)]  # under way at the same time
+        assert later == [None] * 3
+        for answer in answers:
+            limit.judge(a_call(), answer)
+        assert admitted_at_once(limit) == (0, 60.0)
+        clock.sleep(60)
+        assert admitted_at_once(limit) == (1, 0.1)
+
+
+def test_each_key_learns_for_itself():
+    with virtual_time():
+        limit = RateLimit("10/s", learn=True, key=lambda user: user)
+        limit.call(lambda user: told(0, 60), "ada")
+        limit.call(lambda user: told(100, 60), "bob")
+        with pytest.raises(RateLimited):
+            limit.call(function, "ada")
+        limit.call(function, "bob")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_each_origin_learns_for_itself_also_from_failures(asynchronous):
+    limit = Pipeline(RateLimit("10/s", learn=True))
+    with virtual_time():
+        for origin, answer in (
+            ("a", told(0, 60)),
+            ("b", told(100, 60)),
+            ("c", told(status=429, Retry_After="7")),
+            ("d", told(status=500)),
+        ):
+            assert send(limit, origin, answer, asynchronous=asynchronous) is answer
+        assert round(refused_by(limit, "a", asynchronous=asynchronous).retry_after) == 60
+        assert round(refused_by(limit, "c", asynchronous=asynchronous).retry_after) == 7
+        for origin in "bd":
+            assert send(limit, origin, asynchronous=asynchronous) == "answer"
+
+
+def test_a_failing_answer_teaches_whoever_else_calls_it_a_failure():
+    async def scenario(colour):
+        limit = RateLimit("10/s", learn=True, name="r")
+        guard = Pipeline(Retry(2, on={429}, wait=0), limit, name="p")
+        answer = told(status=429, Retry_After="7")
+        assert await colour.call(guard, lambda: answer) is answer
+        assert 7 <= colour.now() <= 7.7
+        assert limit.statistics().rejected == 0
+        with pytest.raises(RateLimited):
+            await colour.call(limit, lambda: answer)
+
+    run_both(scenario)
+
+
+def test_what_shares_one_limit_does_not_learn():
+    """Else one user who is sent away would stop all that have no entry of their own."""
+    with virtual_time():
+        limit = RateLimit("10/s", learn=True, key=lambda user: user, max_keys=1)
+        limit.call(lambda user: told(100, 60), "ada")
+        limit.call(lambda user: told(0, 60), "bob")
+        limit.call(function, "eve")
+        assert limit.statistics().keys == 2
+
+
+def test_it_learns_about_a_key_that_was_forgotten_meanwhile():
+    with virtual_time() as clock:
+        limit = RateLimit("10/s", learn=True, key=lambda user: user, max_keys=1)
+
+        def slow(user):
+            clock.sleep(50)
+            limit.call(function, "bob")  # in the place of ada
+            clock.sleep(50)
+            return told(0, 60)
+
+        limit.call(slow, "ada")
+        with pytest.raises(RateLimited):
+            limit.call(function, "ada")
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 12), st.integers(0, 30)), min_size=1, max_size=12),
+    st.integers(1, 12),
+)
+def test_it_never_exceeds_what_it_was_told_nor_its_own_rate(steps, burst):
+    """No more calls start at once than an answer says are left, and none before the reset if that is 0."""
+    with virtual_time() as clock:
+        limit = RateLimit("4/s", burst=burst, learn=True)
+        starts, closed_until = [], 0.0
+        for milliseconds, remaining, reset in steps:
+            clock.sleep(milliseconds / 1_000)
+            limit.judge(a_call(), told(remaining, reset))
+            if not remaining:
+                closed_until = max(closed_until, clock.now() + reset)
+            count, wait = admitted_at_once(limit)
+            assert count <= min(burst, max(remaining, 1))
+            assert not count or clock.now() >= closed_until - 1e-6
+            assert clock.now() + wait >= closed_until - 1e-6
+            starts += [clock.now()] * count
+        for first, begin in enumerate(starts):
+            for number, end in enumerate(starts[first:], 1):
+                assert number <= burst + 4 * (end - begin) + 1e-6
 
 
 # -- waiting --------------------------------------------------------------------------------------------------
@@ -666,6 +994,7 @@ TestRateLimit.settings = settings(max_examples=150, stateful_step_count=30, dead
         ("1/s", {"cost": 2}, ValueError, "cost=2 is not allowed; give an int up to burst=1"),
         ("1/s", {"cost": int}, TypeError, "cost=<class 'int'> is not allowed; give a function"),
         ("1/s", {"max_keys": 0}, ValueError, "max_keys=0 is not allowed"),
+        ("1/s", {"learn": 1}, TypeError, "learn=1 is not allowed; give True or False"),
     ],
 )
 def test_bad_options(rate, options, kind, message):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from resilient import Retry, RetryBudget, TimedOut
+from resilient.call import Call
+from resilient.edge import Edge
 from resilient.table import OVERFLOW
 from resilient.testing import virtual_time
 
@@ -40,6 +42,46 @@ def test_a_timeout_costs_two():
     assert budget.tokens(0.0) == 1  # the refusal took nothing
     assert budget.withdraw(ERROR, 0.0)
     assert not budget.withdraw(TimeoutError(), 0.0)  # any TimeoutError is one
+
+
+def test_who_asks_may_know_better_what_a_timeout_is():
+    budget = RetryBudget(cap=5)
+    assert budget.withdraw(ERROR, 0.0, timed_out=True)
+    assert budget.tokens(0.0) == 3
+    assert budget.withdraw(TIMEOUT, 0.0, timed_out=False)
+    assert budget.tokens(0.0) == 2
+    assert budget.withdraw(TIMEOUT, 0.0, timed_out=None)
+    assert budget.tokens(0.0) == 0
+
+
+class Hosts(Edge):
+    def key(self, call):
+        return call.args[0]
+
+
+class HostCall(Call):
+    edge = Hosts()
+
+
+def test_the_partition_of_a_call():
+    plain, to_host = Call(print, ("a",), {}), HostCall(print, ("a",), {})
+    assert RetryBudget().key_of(plain) is None
+    assert RetryBudget().key_of(to_host) == "a"
+    for call in (plain, to_host):
+        assert RetryBudget(key=str.upper).key_of(call) == "A"
+
+
+def test_an_unhashable_key_is_named():
+    budget = RetryBudget(key=lambda host: [host], name="b")
+    with pytest.raises(TypeError, match="b: key= returned list, which is not hashable"):
+        budget.key_of(Call(print, ("a",), {}))
+
+
+def test_it_tells_whether_it_was_drawn_on():
+    budget = RetryBudget(cap=1, timeout_cost=1, refill=10)
+    assert not budget.drawn_on
+    budget.withdraw(ERROR, 0.0, "a")
+    assert budget.drawn_on
 
 
 def test_ten_successes_pay_for_one_retry():
@@ -190,6 +232,7 @@ def test_copies_have_a_state_of_their_own():
         ("refill", None, TypeError, "> 0"),
         ("timeout_cost", 0, ValueError, "an int >= 1"),
         ("timeout_cost", 11, ValueError, "an int up to cap=10"),
+        ("key", "host", TypeError, "a function"),
         ("max_keys", 0, ValueError, "an int >= 1"),
         ("max_keys", "many", TypeError, "an int >= 1"),
         ("name", "", ValueError, "a non-empty str"),

@@ -5,12 +5,16 @@ Nothing here runs; every function states what its types should be.
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from datetime import timedelta
 from typing import Any, assert_type
 
+import httpx
+import httpx2
 import tenacity
 
+import resilient.httpx
+import resilient.httpx2
 from resilient import (
     Bulkhead,
     BulkheadFull,
@@ -18,6 +22,8 @@ from resilient import (
     CircuitBreaker,
     CircuitOpen,
     Event,
+    FailedResponse,
+    FailedResult,
     Fallback,
     Keyed,
     Pipeline,
@@ -35,6 +41,7 @@ from resilient import (
     events,
     instrument,
     listen,
+    presets,
 )
 
 guard = Pipeline(Timeout(30), Retry(on=OSError), CircuitBreaker(), Timeout(2))
@@ -215,12 +222,113 @@ def options() -> None:
     )
     Timeout(timedelta(seconds=2), interrupt=False, max_abandoned=3, name="t")
     CircuitBreaker(on=OSError, slow=timedelta(seconds=1))
+    CircuitBreaker(on={429, 503, OSError}, key=per_host, max_keys=10)
+    Retry(on={429, 503}, budget=RetryBudget(key=per_host))
+    Retry(on=(503, OSError))
     RateLimit(Rate(100, per=60), key=per_host, wait=1)
+    RateLimit("1/s", learn=True)
     Fallback(plain, 3, on=(OSError, TimedOut))
+    Fallback(plain, on=[503, OSError])
     Cache(ttl=timedelta(minutes=5), stale=3600, key=per_host)
     Timeout("2")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     Bulkhead()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     Retry(5, OSError)  # type: ignore[misc,call-arg,unused-ignore] # pyright: ignore[reportCallIssue]
+
+
+# -- HTTP clients -----------------------------------------------------------------------------------------------
+
+
+def is_search(request: httpx.Request) -> bool:
+    return request.url.path == "/search"
+
+
+def tenant(request: httpx2.Request) -> str:
+    return request.headers.get("X-Tenant", "")
+
+
+def http_clients() -> None:
+    preset = presets.http_client(timeout=timedelta(seconds=20), attempts=2, rate="50/s", cache=Cache(0, stale=60))
+    assert_type(preset, Pipeline)
+    transport = resilient.httpx.ResilientTransport(
+        httpx.HTTPTransport(), pipeline=preset, repeatable=is_search, buffer=True
+    )
+    as_transport: httpx.BaseTransport = transport
+    httpx.Client(transport=as_transport, mounts={"https://": resilient.httpx.ResilientTransport()})
+    assert_type(transport.handle_request(httpx.Request("GET", "https://a.example")), httpx.Response)
+    with transport as entered:
+        assert_type(entered, resilient.httpx.ResilientTransport)
+    transport2 = resilient.httpx2.ResilientTransport(
+        pipeline=Retry(), repeatable={"POST"}, key=tenant, buffer=4096
+    )
+    as_transport2: httpx2.BaseTransport = transport2
+    httpx2.Client(transport=as_transport2)
+    assert_type(transport2.handle_request(httpx2.Request("GET", "https://a.example")), httpx2.Response)
+
+
+async def async_http_clients() -> None:
+    transport = resilient.httpx.AsyncResilientTransport(httpx.AsyncHTTPTransport(), pipeline=guard)
+    httpx.AsyncClient(transport=transport, mounts={"https://": resilient.httpx.AsyncResilientTransport()})
+    assert_type(await transport.handle_async_request(httpx.Request("GET", "https://a.example")), httpx.Response)
+    transport2 = resilient.httpx2.AsyncResilientTransport(pipeline=guard)
+    async with httpx2.AsyncClient(transport=transport2) as client:
+        assert_type(await client.get("https://a.example"), httpx2.Response)
+
+
+def installed_clients(client: httpx.Client, aclient2: httpx2.AsyncClient) -> None:
+    with resilient.httpx.install(client, guard, repeatable={"POST"}) as installation:
+        assert_type(installation, resilient.httpx.Installation)
+        assert_type(installation.pipeline, Policy)
+    assert_type(resilient.httpx2.install(aclient2), resilient.httpx2.Installation)
+
+
+def replicas() -> None:
+    balancer = resilient.httpx.LoadBalancer(["https://a.example"], backup=["https://b.example"], eject_for=5)
+    as_transport: httpx.BaseTransport = balancer
+    httpx.Client(transport=resilient.httpx.ResilientTransport(balancer), mounts={"https://": as_transport})
+    assert_type(balancer.statistics().panicking, bool)
+    assert_type(balancer.replicas, tuple[str, ...])
+    balancer2 = resilient.httpx2.AsyncLoadBalancer([httpx2.URL("https://a.example")], decay=timedelta(seconds=5))
+    httpx2.AsyncClient(transport=resilient.httpx2.AsyncResilientTransport(balancer2))
+
+
+def fetch_token(refresh_token: str | None) -> resilient.httpx.Token:
+    return resilient.httpx.Token("token", expires_in=60, refresh_token=refresh_token)
+
+
+async def afetch_token(refresh_token: str | None) -> resilient.httpx2.Token:
+    return resilient.httpx2.Token("token")
+
+
+def tokens() -> None:
+    url = "https://login.example/token"
+    auth = resilient.httpx.TokenAuth(fetch_token, early=60, on_rotate=lambda token: len(token.access_token))
+    as_auth: httpx.Auth = auth
+    httpx.Client(auth=as_auth)
+    assert_type(
+        resilient.httpx.TokenAuth.client_credentials(url, client_id="a", client_secret="b", params={"c": "d"}),
+        resilient.httpx.TokenAuth,
+    )
+    auth2 = resilient.httpx2.TokenAuth.refresh_token(url, refresh_token="a", client_id="b", client_auth="body")
+    assert_type(auth2, resilient.httpx2.TokenAuth)
+    httpx2.AsyncClient(auth=resilient.httpx2.TokenAuth(afetch_token))
+    error: type[Exception] = resilient.httpx.TokenRefreshFailed
+    assert issubclass(error, ResilientError)
+
+
+def misuse_of_http_clients() -> None:
+    resilient.httpx.ResilientTransport(httpx2.HTTPTransport())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    resilient.httpx.AsyncResilientTransport(httpx.HTTPTransport())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    resilient.httpx2.install(httpx.Client())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    resilient.httpx.ResilientTransport(pipeline=Retry)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    httpx2.Client(transport=resilient.httpx.ResilientTransport())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    presets.http_client(5)  # type: ignore[misc,call-arg,unused-ignore] # pyright: ignore[reportCallIssue]
+
+
+def statuses() -> None:
+    Retry(on={429, 503, httpx.ConnectError})
+    CircuitBreaker(on=(503, OSError), key=per_host)
+    RateLimit("50/s", learn=True)
+    assert_type(CircuitBreaker().of("https://a.example"), CircuitBreaker)
 
 
 # -- keyed, listeners, blocks, the rest -------------------------------------------------------------------------
@@ -239,6 +347,7 @@ def keys() -> None:
     assert_type(keyed("host/path"), bytes)
     breakers = Keyed(CircuitBreaker, key=per_host)
     assert_type(breakers.of("host"), Policy)
+    assert_type(CircuitBreaker(key=per_host).of("host"), CircuitBreaker)
 
 
 def on_event(event: Event) -> None:
@@ -286,6 +395,10 @@ def errors(error: ResilientError) -> float | None:
         assert_type(error.policy, str)
         refused: Rejected = error
         return refused.retry_after
+    if isinstance(error, FailedResponse):
+        assert_type(error.status, int)
+        failed: FailedResult = error
+        return float(len(str(failed)))
     if isinstance(error, TimedOut):
         as_builtin: TimeoutError = error
         return float(len(str(as_builtin)))
@@ -297,6 +410,9 @@ def statistics() -> None:
     assert_type(Retry(on=OSError).statistics().retries, int)
     assert_type(Bulkhead(3).statistics().in_use, int)
     assert_type(CircuitBreaker().statistics().state, str)
+    for key, partition in CircuitBreaker().statistics().partitions.items():
+        assert_type(key, Hashable)
+        assert_type(partition.failures, int)
     assert_type(RateLimit("1/s").statistics().rejected, int)
     assert_type(Cache(1).statistics().hits, int)
     assert_type(Fallback(1).statistics().used, int)

@@ -1,0 +1,264 @@
+"""The body of a response, watched: it ends by its deadline, and somebody hears when it has been released.
+
+A transport hands out a response before its body has been read. So a deadline of the whole call has to be kept
+while the caller reads, and what is counted until the end (a permit, a request in flight) ends only when the body
+does: read to its end, broken, closed, or never read and collected.
+"""
+
+import functools
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+
+from resilient import deadline, runtime
+from resilient.deadline import Deadline
+from resilient.http.family import Family
+
+Released = Callable[[BaseException | None], object]
+
+CLOCKS_DIFFER = 0.001
+"""Seconds by which a socket may time out before our own clock says so."""
+
+CLOSE_SECONDS = 1.0
+"""How long closing a connection may take when it can no longer be cancelled."""
+
+
+class Watch:
+    """What the watched bodies of both colours have in common.
+
+    Args:
+        family: The family of the response.
+        stream: The body as the transport gave it.
+        request: What it answers.
+
+    Attributes:
+        limit: The deadline of the body, None for one that has none.
+        finished: Whether it was read to its end.
+        tap: What is shown each chunk as it passes, or None.
+    """
+
+    def __init__(self, family: Family, stream: Any, request: Any) -> None:
+        self.stream = stream
+        self.limit: Deadline | None = None
+        self.finished = False
+        self.tap: Callable[[bytes], object] | None = None
+        self._family = family
+        self._request = request
+        self._callbacks: list[Released] = []
+        self._chunks: Any = None
+        self._ahead: deque[bytes] = deque()  # what `buffer` has read
+
+    def when_released(self, callback: Released) -> None:
+        """Call back once the body has ended: with the error that broke it, or None."""
+        self._callbacks.append(callback)
+
+    def release(self, error: BaseException | None) -> None:
+        """Tell everybody who waits, but once."""
+        callbacks = self.__dict__.pop("_callbacks", ())  # in one step, as another thread may close it meanwhile
+        self._callbacks = []
+        for callback in callbacks:
+            callback(error)
+
+    def _passed(self, chunk: bytes | None) -> None:
+        if chunk is None:
+            self.finished = True
+            self.release(None)
+        elif self.tap is not None:
+            self.tap(chunk)
+
+    def __del__(self) -> None:
+        if self._callbacks:  # nobody has read or closed it
+            _leaked.append(self._callbacks)
+
+    def rest(self) -> Any:
+        """Return what is left of the body, to be read by somebody who keeps no deadline and tells nobody."""
+        return self.stream if self._chunks is None else self._chunks
+
+    def _is_due(self, limit: Deadline, error: BaseException) -> bool:
+        timeouts = (self._family.module.TimeoutException, TimeoutError)
+        return isinstance(error, timeouts) and runtime.now() >= limit.at - CLOCKS_DIFFER
+
+    def _timed_out(self, limit: Deadline) -> Exception:
+        return self._family.own(limit.timed_out(), self._request)
+
+
+class SyncWatch(Watch):
+    """A watched body in sync code."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self._ahead:
+            yield self._ahead.popleft()
+        while (chunk := self._next()) is not None:
+            yield chunk
+
+    def buffer(self, bound: int) -> bytes | None:
+        """Read the whole body now; None if it is longer than `bound` bytes, which is still read from the front."""
+        size = 0
+        while size <= bound:
+            chunk = self._next()
+            if chunk is None:
+                self.close()
+                return b"".join(self._ahead)
+            self._ahead.append(chunk)
+            size += len(chunk)
+        return None
+
+    def _next(self) -> bytes | None:
+        if self._chunks is None:
+            self._chunks = iter(self.stream)
+        try:
+            chunk: bytes | None = next(self._chunks, None) if self.limit is None else self._next_within(self.limit)
+        except BaseException as error:
+            self.release(error)
+            raise
+        self._passed(chunk)
+        return chunk
+
+    def _next_within(self, limit: Deadline) -> bytes | None:
+        around = deadline.current()
+        if around is not None and around.at < limit.at:
+            limit = around
+        try:
+            with deadline.published(limit):
+                chunk: bytes | None = next(self._chunks, None)
+        except Exception as error:
+            if not self._is_due(limit, error):
+                raise
+            self.stream.close()
+            raise self._timed_out(limit) from error
+        if chunk is not None and runtime.now() >= limit.at:
+            self.stream.close()
+            raise self._timed_out(limit)
+        return chunk
+
+    def close(self) -> None:
+        """Release the connection."""
+        try:
+            self.stream.close()
+        finally:
+            self.release(None)
+
+
+class AsyncWatch(Watch):
+    """A watched body in async code."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while self._ahead:
+                yield self._ahead.popleft()
+            while (chunk := await self._next()) is not None:
+                yield chunk
+        finally:
+            await self._stop()
+
+    async def buffer(self, bound: int) -> bytes | None:
+        """Read the whole body now; None if it is longer than `bound` bytes, which is still read from the front."""
+        size = 0
+        while size <= bound:
+            chunk = await self._next()
+            if chunk is None:
+                await self.aclose()
+                return b"".join(self._ahead)
+            self._ahead.append(chunk)
+            size += len(chunk)
+        return None
+
+    async def _next(self) -> bytes | None:
+        if self._chunks is None:
+            self._chunks = self.stream.__aiter__()
+        try:
+            chunk: bytes | None = (
+                await anext(self._chunks, None) if self.limit is None else await self._next_within(self.limit)
+            )
+        except BaseException as error:
+            self.release(error)
+            raise
+        self._passed(chunk)
+        return chunk
+
+    async def _next_within(self, limit: Deadline) -> bytes | None:
+        cause = None
+        try:
+            with anyio.move_on_after(limit.at - runtime.now()) as scope:
+                chunk: bytes | None = await anext(self._chunks, None)
+            if not scope.cancelled_caught:
+                return chunk
+        except Exception as error:
+            if not self._is_due(limit, error):
+                raise
+            cause = error
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await self.stream.aclose()
+        raise self._timed_out(limit) from cause
+
+    async def aclose(self) -> None:
+        """Release the connection."""
+        try:
+            await self._stop()
+            await self.stream.aclose()
+        finally:
+            self.release(None)
+
+    async def _stop(self) -> None:
+        """End a generator that is not read to its end, which event loops do not like to find by themselves."""
+        if not getattr(self._chunks, "ag_running", True):
+            await self._chunks.aclose()
+
+
+def close_quietly(response: Any) -> None:
+    """Close a response that nobody wants; if that fails, there is an error already that matters more."""
+    try:
+        response.close()
+    except Exception:  # noqa: S110
+        pass
+
+
+async def aclose_quietly(response: Any) -> None:
+    """Do the same in async code, for at most a moment, and in a cancelled task too: that may be the reason."""
+    try:
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await response.aclose()
+    except Exception:  # noqa: S110
+        pass
+
+
+_leaked: deque[list[Released]] = deque()
+
+
+def release_leaked() -> None:
+    """Release the bodies that were collected unread; called when the next request is sent.
+
+    Not by their finalizers: a garbage collection can run in the middle of anything, also where the thread holds
+    the very lock that a callback needs.
+    """
+    while _leaked:
+        for callback in _leaked.popleft():
+            callback(None)
+
+
+def watch(family: Family, response: Any, request: Any, kind: Any) -> Any:
+    """Watch the body of a response; None if there is nothing to watch, as all of it is in memory.
+
+    Args:
+        family: The family of the response.
+        response: What the transport returned; its stream is replaced, once.
+        request: What it answers.
+        kind: `SyncWatch` or `AsyncWatch`.
+    """
+    stream = response.stream
+    if isinstance(stream, Watch):
+        return stream
+    if stream.__class__ is family.ByteStream:
+        return None
+    watched = _of_family(kind, family)(family, stream, request)
+    response.stream = watched
+    return watched
+
+
+@functools.cache
+def _of_family(kind: Any, family: Family) -> Any:
+    """Return the class that the clients of this family accept: they insist on their own base class."""
+    base = family.module.SyncByteStream if kind is SyncWatch else family.module.AsyncByteStream
+    return type(kind.__name__, (kind, base), {"__module__": __name__})
