@@ -22,13 +22,59 @@ EXPECTED = {
     "stale_answers.py": ["1.08\n   cache.stale_served\n1.08\n   cache.stale_served\n1.08\n1.09"],
 }
 
+OVER_HTTP = {  # these talk to a server of their own, in real time
+    "httpx2_client.py": ["50 answers after", "tried again: ['FailedResponse', 'RemoteProtocolError']"],
+    "httpx_client.py": [
+        "GET: 200 after ['GET /prices', 'GET /prices']",
+        "POST: 503 after ['POST /orders']",
+        "POST with a key: 200 after ['POST /orders', 'POST /orders']",
+        "drip: total: not done after 0.5 s",
+        ": the circuit is open; retry after",
+    ],
+    "replicas.py": [
+        "all is well: ['first', 'second']",
+        "the first fails: ['second']",
+        "replica.ejected consecutive",
+        "backups.used",
+        "the second fails too: ['standby']",
+    ],
+    "sdk_client.py": [
+        "no retries in the SDK: 42 after 3 requests",
+        "max_retries=0: 3 requests",
+        "max_retries=2: 9 requests",
+        "an open circuit: circuit breaker[http://127.0.0.1:",
+    ],
+    "stale_data.py": [
+        "all is well: 1.08 (from the service, asked 1 times)",
+        "request 4: 1.08 (stale-if-error, asked 5 times)\nthe circuit is open",
+        "back again: 1.09 (from the service, asked 6 times)",
+    ],
+    "tokens.py": [
+        "twenty requests: {'token-1'}",
+        "it was revoked: {'token-3'}",
+        "revoked again: token-5",
+        "before it expires: token-6 after 0 refusals",
+    ],
+}
+
+
+def run(name, capsys):
+    runpy.run_path(str(FOLDER / name), run_name="__main__")
+    return capsys.readouterr().out
+
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_an_example_prints_what_it_promises(name, capsys):
     with virtual_time():
-        runpy.run_path(str(FOLDER / name), run_name="__main__")
-    printed = capsys.readouterr().out
+        printed = run(name, capsys)
     for expected in EXPECTED[name]:
+        assert expected in printed
+
+
+@pytest.mark.parametrize("name", sorted(OVER_HTTP))
+def test_an_example_over_http_prints_what_it_promises(name, capsys):
+    printed = run(name, capsys)
+    for expected in OVER_HTTP[name]:
         assert expected in printed
 
 
@@ -41,6 +87,6 @@ def test_the_example_of_tests_passes():
 
 def test_no_example_is_forgotten():
     files = {path.name for path in FOLDER.glob("*.py")}
-    assert files == {*EXPECTED, "test_with_virtual_time.py"}
+    assert files == {*EXPECTED, *OVER_HTTP, "test_with_virtual_time.py"}
     readme = (FOLDER / "README.md").read_text()
     assert [name for name in files if f"`{name}`" not in readme] == []
