@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import cases, harness, memory, report
+from benchmarks import cases, clients, harness, memory, report, sockets
 
 ROUNDS = 150
 KEYS = 1_000_000
+REQUESTS = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,25 +19,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="NAME", default="", help="only the cases whose name contains NAME")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer keys: rough numbers, soon")
     options = parser.parse_args(arguments)
-    chosen = [case for case in cases.CASES if options.only.lower() in case.name.lower()]
-    measures_memory = options.only.lower() in memory.CASE.lower()
-    if not chosen and not measures_memory:
-        names = sorted({case.name for case in cases.CASES} | {memory.CASE})
+    every = [*cases.CASES, *clients.CASES]
+    chosen = [case for case in every if _is_named(case.name, options.only)]
+    chosen_memory = _is_named(memory.CASE, options.only)
+    chosen_sockets = [case for case in sockets.CASES if _is_named(case, options.only)]
+    if not (chosen or chosen_memory or chosen_sockets):
+        names = sorted({case.name for case in every} | {memory.CASE, *sockets.CASES})
         parser.error(f"no case is called {options.only!r}; there are {', '.join(names)}")
-    rounds, keys = (ROUNDS // 5, KEYS // 20) if options.quick else (ROUNDS, KEYS)
-    rows = []
+    quick = options.quick
+    rounds = ROUNDS // 5 if quick else ROUNDS
+    rows, memory_rows, socket_rows = [], [], []
     for case in chosen:
         _progress(options.json, f"{case.name}, {case.colour}")
-        rows += harness.measure(case, rounds=rounds)
-    memory_rows = []
-    if measures_memory:
+        rows += harness.measure(case, rounds=rounds * case.rounds)
+    if chosen_memory:
         _progress(options.json, memory.CASE)
-        memory_rows = memory.measure(keys)
+        memory_rows = memory.measure(KEYS // 20 if quick else KEYS)
+    for name in chosen_sockets:
+        _progress(options.json, name)
+        socket_rows += sockets.measure(name, REQUESTS // 5 if quick else REQUESTS)
     _progress(options.json, "")
-    print(
-        report.as_json(rows, memory_rows, rounds) if options.json else report.as_table(rows, memory_rows, rounds)
-    )
+    show = report.as_json if options.json else report.as_table
+    print(show(rows, memory_rows, rounds, socket_rows))
     return 0
+
+
+def _is_named(name: str, part: str) -> bool:
+    return part.lower() in name.lower()
 
 
 def _progress(quiet: bool, what: str) -> None:  # noqa: FBT001 - the only argument that varies is the text

@@ -43,10 +43,10 @@ def always_fails(run: int) -> int:
     raise Failure
 
 
-async def attempt(guarded: Callable[[], Any]) -> Any:
+async def attempt(guarded: Callable[[], Any], patience: float = PATIENCE) -> Any:
     """Call; return the result, or the error, of which a wait without end is one."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             return await settled(guarded())
     except Exception as error:
         return error

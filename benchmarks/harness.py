@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import random
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
@@ -49,7 +50,11 @@ class Case:
         prepare: Turns a subject into the function that is called in the loop; may be async.
         answer: What that function has to return.
         around: Makes the context in which all of it happens.
+        bare: Makes the function that is called in the loop without any guard: it is the unit.
+        unit: What the unit is called.
+        rounds: How many times as many rounds it needs as others do, to tell apart what is nearly equal.
         target: The ratio that this library sets out to reach, or None.
+        rival: The subject that this library also sets out to be faster than, or None.
         note: What a reader has to know to compare the numbers.
     """
 
@@ -60,13 +65,20 @@ class Case:
     prepare: Callable[[Make, Colour], Any] = guard_trivial
     answer: Any = ANSWER
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    bare: Callable[[Colour], Callable[[], Any]] = trivial
+    unit: str = BARE
+    rounds: int = 1
     target: float | None = None
+    rival: str | None = None
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came out for one subject of a case; `ns` and `ratio` are None if it was not measured."""
+    """What came out for one subject of a case; `ns` and `ratio` are None if it was not measured.
+
+    `to_beat` is the ratio of the rival, if there is one and it was measured.
+    """
 
     case: str
     colour: Colour
@@ -75,11 +87,15 @@ class Row:
     ratio: float | None
     target: float | None = None
     note: str = ""
+    to_beat: float | None = None
 
     @property
     def met(self) -> bool | None:
-        """Whether the target was reached; None if there is no target or no number."""
-        return None if self.target is None or self.ratio is None else self.ratio <= self.target
+        """Whether all that was set out for was reached; None if that is nothing, or if there is no number."""
+        if self.ratio is None or (self.target is None and self.to_beat is None):
+            return None
+        reached = self.target is None or self.ratio <= self.target
+        return reached and (self.to_beat is None or self.ratio < self.to_beat)
 
 
 def measure(case: Case, *, rounds: int, batch: int = BATCH) -> list[Row]:
@@ -105,18 +121,12 @@ def measure(case: Case, *, rounds: int, batch: int = BATCH) -> list[Row]:
             best = _turns(ready, rounds, batch)
         else:
             best = asyncio.run(_aturns(case, failed, rounds, batch))
-    unit = best[BARE]
-    return [
-        _row(case, name, None, unit, f"not measured: {failed[name]}")
-        if name in failed
-        else _row(case, name, best[name], unit, case.note if name == OURS else "")
-        for name in (BARE, *case.subjects)
-    ]
+    return [_row(case, name, best, failed) for name in (case.unit, *case.subjects)]
 
 
 async def _prepare(case: Case, failed: dict[str, str]) -> dict[str, Callable[[], Any]]:
     """Return what is called in the loop, by subject; add to `failed` who does not return the answer."""
-    ready: dict[str, Callable[[], Any]] = {BARE: trivial(case.colour)}
+    ready: dict[str, Callable[[], Any]] = {case.unit: case.bare(case.colour)}
     for name, make in case.subjects.items():
         if name in failed:
             continue
@@ -137,10 +147,22 @@ def _turns(ready: dict[str, Callable[[], Any]], rounds: int, batch: int) -> dict
     times = {name: _calibrate(call, batch) for name, call in ready.items()}
     best = dict.fromkeys(ready, float("inf"))
     with _long_lived():
-        for _ in range(rounds):
-            for name, call in ready.items():
-                best[name] = min(best[name], _batch(call, times[name]) / times[name])
+        for name in _in_turns(ready, rounds):
+            best[name] = min(best[name], _batch(ready[name], times[name]) / times[name])
     return best
+
+
+def _in_turns(ready: Mapping[str, Any], rounds: int) -> Iterator[str]:
+    """Name each subject once a round, in another order each time, with the garbage of the one before collected.
+
+    Else who comes after a subject that leaves garbage would pay for its collection, always the same one.
+    """
+    shuffle, names = random.Random(0).shuffle, list(ready)
+    for _ in range(rounds):
+        shuffle(names)
+        for name in names:
+            gc.collect()
+            yield name
 
 
 def _calibrate(call: Callable[[], Any], batch: int) -> int:
@@ -166,10 +188,9 @@ async def _aturns(case: Case, failed: dict[str, str], rounds: int, batch: int) -
     times = {name: await _acalibrate(call, batch) for name, call in ready.items()}
     best = dict.fromkeys(ready, float("inf"))
     with _long_lived():
-        for _ in range(rounds):
-            for name, call in ready.items():
-                best[name] = min(best[name], await _abatch(call, times[name]) / times[name])
-                await asyncio.sleep(0)  # the loop throws away the timers that were cancelled
+        for name in _in_turns(ready, rounds):
+            best[name] = min(best[name], await _abatch(ready[name], times[name]) / times[name])
+            await asyncio.sleep(0)  # the loop throws away the timers that were cancelled
     return best
 
 
@@ -212,6 +233,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
-def _row(case: Case, name: str, ns: float | None, unit: float, note: str) -> Row:
-    ratio = None if ns is None else ns / unit
-    return Row(case.name, case.colour, name, ns, ratio, case.target if name == OURS else None, note)
+def _row(case: Case, name: str, best: Mapping[str, float], failed: Mapping[str, str]) -> Row:
+    ours = name == OURS
+    target, note = (case.target, case.note) if ours else (None, "")
+    if name in failed:
+        return Row(case.name, case.colour, name, None, None, target, f"not measured: {failed[name]}")
+    ns, unit = best[name], best[case.unit]
+    to_beat = best[case.rival] / unit if ours and case.rival in best else None
+    return Row(case.name, case.colour, name, ns, ns / unit, target, note, to_beat)

@@ -3,9 +3,17 @@
 import asyncio
 import gc
 import json
+import socket
+import threading
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from resilient import testing
+from resilient.testing import virtual_time
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +96,40 @@ def test_a_subject_that_does_not_guard_is_not_measured():
     assert rows[-1].note == "not measured: Failure"
 
 
+def test_the_unit_can_be_something_else_than_the_bare_call():
+    rows = measured(a_case({"resilient": through}, bare=lambda colour: lambda: sum(range(2000)), unit="a sum"))
+    assert [row.subject for row in rows] == ["a sum", "resilient"]
+    assert rows[0].ratio == 1.0
+    assert rows[1].ratio < 1.0, "calling a trivial function takes less than adding 2000 numbers"
+
+
+@pytest.mark.parametrize(
+    ("target", "rival", "to_beat", "met"),
+    [
+        (None, None, None, None),
+        (1000.0, None, None, True),
+        (0.5, None, None, False),
+        (None, "slow", 10.0, True),
+        (None, "fast", 2.0, False),
+        (1000.0, "fast", 2.0, False),
+        (0.5, "slow", 10.0, False),
+        (1000.0, "missing", None, True),
+    ],
+)
+def test_a_target_can_be_to_be_faster_than_somebody_else(monkeypatch, target, rival, to_beat, met):
+    from benchmarks import harness
+
+    took = {"bare call": 100, "resilient": 500, "slow": 1000, "fast": 200}
+    monkeypatch.setattr(harness, "_calibrate", lambda call, batch: 1)
+    monkeypatch.setattr(harness, "_in_turns", lambda ready, rounds: iter(took))
+    batches = iter(took.values())
+    monkeypatch.setattr(harness, "_batch", lambda call, times: next(batches))
+    subjects = {"resilient": through, "slow": through, "fast": through, "missing": missing}
+    rows = harness.measure(a_case(subjects, target=target, rival=rival), rounds=1)
+    assert (rows[1].ratio, rows[1].to_beat, rows[1].met) == (5.0, to_beat, met)
+    assert [row.met for row in rows if row.subject != "resilient"] == [None] * 4
+
+
 def test_each_subject_is_called_in_batches_in_turns():
     from benchmarks import harness
 
@@ -105,7 +147,27 @@ def test_each_subject_is_called_in_batches_in_turns():
         return make
 
     harness.measure(a_case({"a": named("a"), "b": named("b")}), rounds=3, batch=10_000)
-    assert order == ["a", "b"] * 5, "prepared, calibrated, and three rounds"
+    assert order[:4] == ["a", "b"] * 2, "prepared and calibrated"
+    assert set(order[4:]) == {"a", "b"}
+
+
+def test_turns_are_taken_in_another_order_each_time_with_no_garbage_left():
+    from benchmarks import harness
+
+    class Cycle:
+        def __init__(self):
+            self.self = self
+
+    order = []
+    garbage = None
+    with harness._long_lived():
+        for name in harness._in_turns(dict.fromkeys("abcd"), 12):
+            assert garbage is None or garbage() is None
+            garbage = weakref.ref(Cycle())
+            order.append(name)
+    rounds = ["".join(order[start : start + 4]) for start in range(0, 48, 4)]
+    assert all(sorted(each) == list("abcd") for each in rounds)
+    assert len(set(rounds)) > 5
 
 
 def test_the_fastest_batch_counts(monkeypatch):
@@ -113,6 +175,7 @@ def test_the_fastest_batch_counts(monkeypatch):
 
     took = iter([500, 900, 200, 600, 300, 1200])  # the bare call and the subject, in three rounds
     monkeypatch.setattr(harness, "_calibrate", lambda call, batch: 10)
+    monkeypatch.setattr(harness, "_in_turns", lambda ready, rounds: list(ready) * rounds)
     monkeypatch.setattr(harness, "_batch", lambda call, times: next(took))
     bare, ours = harness.measure(a_case({"resilient": through}), rounds=3)
     assert (bare.ns, ours.ns, ours.ratio) == (20.0, 60.0, 3.0)
@@ -152,6 +215,131 @@ def test_our_own_subjects_pass_their_checks():
             asyncio.run(case.check(case.subjects[OURS], case.colour))
 
 
+@pytest.mark.parametrize("package", ["httpx", "httpx2"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_our_own_transports_pass_their_checks(package, colour):
+    from benchmarks import clients
+    from benchmarks.harness import OURS
+
+    cases = [case for case in clients.cases_of(package) if case.colour == colour]
+    assert len(cases) == 3
+    for case in cases:
+        for name in (OURS, "by hand (retry)"):
+            with virtual_time():
+                testing.run(lambda case=case, name=name: case.check(case.subjects[name], colour))
+
+
+@pytest.mark.parametrize("check", ["retries", "retries_or_opens"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_transport_without_a_guard_fails_the_check(check, colour):
+    from benchmarks import clients
+
+    with pytest.raises(AssertionError):
+        asyncio.run(getattr(clients, check)("httpx", lambda transport, colour: transport, colour))
+
+
+@pytest.mark.parametrize("package", ["httpx", "httpx2"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_requests_to_the_mock_are_measured(package, colour):
+    from benchmarks import clients
+
+    for case in clients.cases_of(package):
+        if case.colour == colour:
+            ours = {name: make for name, make in case.subjects.items() if name == clients.ALONE}
+            rows = measured(replace(case, subjects=ours, rival=None))
+            assert [row.subject for row in rows] == [case.unit, *ours]
+            assert all(row.ns for row in rows)
+
+
+@pytest.mark.parametrize("case", ["Sockets, requests", "Sockets, retries over one connection"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_clients_are_measured_over_sockets(monkeypatch, case, colour):
+    from benchmarks import sockets
+
+    monkeypatch.setattr(sockets, "WARM_UP", 1)
+    monkeypatch.setattr(sockets, "TURN", 5)
+    found = sockets.measure_here(case, "httpx", colour, 10)
+    assert found["per_second"] > 0
+    assert ("ratio" in found) == (case == sockets.REQUESTS)
+    assert (found["connections"], found["sockets"], found["tasks"]) == (1, 0, 0)
+
+
+def test_what_a_client_leaves_behind_is_counted(monkeypatch):
+    from benchmarks import sockets
+
+    monkeypatch.setattr(sockets, "WARM_UP", 0)
+    monkeypatch.setattr(sockets, "TURN", 1)
+    kept = []
+
+    def leaking(url):
+        kept.append(socket.socket())
+        kept.append([0] * 50)
+        thread = threading.Thread(target=done.wait)
+        thread.start()
+        kept.append(thread)
+        return SimpleNamespace(status_code=200)
+
+    done = threading.Event()
+    with asyncio.Runner() as runner:
+        _, grown = sockets._Clients("httpx", "sync", runner).turns("http://localhost/", 3, leaking)
+    done.set()
+    for each in kept:
+        if isinstance(each, threading.Thread):
+            each.join()
+        elif isinstance(each, socket.socket):
+            each.close()
+    assert (grown["sockets"], grown["tasks"]) == (3, 3)
+    assert grown["blocks"] > 3
+
+
+def test_a_client_that_cannot_be_measured_over_sockets_stays_in_the_table():
+    from benchmarks import report, sockets
+
+    row = sockets._row(sockets.SocketRow(sockets.REQUESTS, "httpx3", "sync", 10, target=0.95))
+    assert row.note == "not measured: ModuleNotFoundError: No module named 'httpx3'"
+    assert row.met is None
+    assert row.note in report.as_table([], [], 1, [row])
+
+
+def socket_row(**changes):
+    from benchmarks.sockets import REQUESTS, SocketRow
+
+    good = {"per_second": 1234.5, "ratio": 0.97, "target": 0.95}
+    good |= {"connections": 1, "sockets": 0, "tasks": 0, "blocks": 12}
+    return SocketRow(REQUESTS, "httpx", "async", 10_000, **(good | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ({}, True),
+        ({"ratio": 0.94}, False),
+        ({"ratio": None, "target": None}, True),
+        ({"connections": 2}, False),
+        ({"sockets": 1}, False),
+        ({"tasks": 1}, False),
+        ({"blocks": 10_000}, False),
+    ],
+)
+def test_over_sockets_the_target_is_speed_and_no_leak(changes, met):
+    assert socket_row(**changes).met is met
+
+
+def test_the_table_shows_what_was_left_behind():
+    from benchmarks import report
+
+    rows = [socket_row(), replace(socket_row(sockets=3), colour="sync"), socket_row(ratio=None, target=None)]
+    table = report.as_table([], [], 1, rows)
+    first, second, third, _, summary = table.splitlines()[3:]
+    assert " ".join(first.split()) == (
+        "httpx, async 1,234 0.970 >= 0.95, no leak met "
+        "connections: 1; grown by 0 sockets, 0 tasks, 12 blocks of memory"
+    )
+    assert ">= 0.95, no leak MISSED connections: 1; grown by 3 sockets, 0 threads" in second
+    assert " ".join(third.split()).startswith("httpx, async 1,234 - no leak met ")
+    assert summary == "2 of 3 targets met; not: Sockets, requests, httpx, sync"
+
+
 def memory_rows():
     from benchmarks.memory import MemoryRow
 
@@ -181,15 +369,32 @@ def test_the_table_shows_targets_and_a_summary():
     assert " ".join(lines[-1]) == "2 of 3 targets met; not: Cache hit, async"
 
 
+def test_the_table_shows_what_is_nearly_equal_in_more_digits():
+    from benchmarks import report
+    from benchmarks.harness import Row
+
+    rows = [
+        Row("GET", "sync", "bare client", 60_000.0, 1.0),
+        Row("GET", "sync", "resilient", 65_160.0, 1.086, 1.1, "", 1.0412),
+        Row("GET", "sync", "peer", 62_472.0, 1.0412),
+    ]
+    lines = [" ".join(line.split()) for line in report.as_table(rows, [], 2).splitlines()]
+    assert lines[3:6] == [
+        "bare client 60,000 1.000",
+        "resilient 65,160 1.086 <= 1.1, < 1.041 MISSED",
+        "peer 62,472 1.041",
+    ]
+
+
 def test_the_data_says_the_same():
     from benchmarks import report
 
     rows = measured(a_case({"resilient": through, "peer": missing}, target=0.0))
     data = json.loads(report.as_json(rows, memory_rows(), 2))
-    assert set(data) == {"python", "rounds", "rows", "memory"}
+    assert set(data) == {"python", "rounds", "rows", "memory", "sockets"}
     assert data["rounds"] == 2
     for row in data["rows"]:
-        assert set(row) == {"case", "colour", "subject", "ns", "ratio", "target", "met", "note"}
+        assert set(row) == {"case", "colour", "subject", "ns", "ratio", "target", "met", "note", "to_beat"}
     assert [row["met"] for row in data["rows"]] == [None, False, None]
     assert data["memory"][0] == {
         "case": "RateLimit memory",
@@ -217,27 +422,43 @@ def test_a_limiter_that_cannot_be_measured_stays_in_the_table():
     assert row.note == "not measured: KeyError: 'no such limiter'"
 
 
-def test_the_command_prints_data(monkeypatch, capsys):
-    from benchmarks import __main__, cases, memory
+def trivial_command(monkeypatch, cases_found=(), clients_found=()):
+    from benchmarks import __main__, cases, clients, memory, sockets
 
     monkeypatch.setattr(__main__, "ROUNDS", 5)
-    monkeypatch.setattr(cases, "CASES", [a_case({"resilient": through}), a_case({}, "async")])
-    monkeypatch.setattr(memory, "measure", lambda keys: memory_rows())
-    assert __main__.main(["--quick", "--json"]) == 0
+    monkeypatch.setattr(cases, "CASES", list(cases_found))
+    monkeypatch.setattr(clients, "CASES", list(clients_found))
+    asked = []
+    monkeypatch.setattr(memory, "measure", lambda keys: asked.append(keys) or memory_rows())
+    monkeypatch.setattr(
+        sockets, "measure", lambda case, requests: asked.append((case, requests)) or [socket_row()]
+    )
+    return __main__.main, asked
+
+
+def test_the_command_prints_data(monkeypatch, capsys):
+    main, asked = trivial_command(
+        monkeypatch, [a_case({"resilient": through})], [a_case({}, "async"), a_case({}, rounds=3)]
+    )
+    assert main(["--quick", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["rounds"] == 1
-    assert [row["subject"] for row in data["rows"]] == ["bare call", "resilient", "bare call"]
+    assert [row["subject"] for row in data["rows"]] == ["bare call", "resilient", "bare call", "bare call"]
     assert len(data["memory"]) == 2
+    assert [row["met"] for row in data["sockets"]] == [True, True]
+    assert asked == [50_000, ("Sockets, requests", 2000), ("Sockets, retries over one connection", 2000)]
 
 
 def test_the_command_runs_only_the_named_cases(monkeypatch, capsys):
-    from benchmarks import __main__, cases, memory
-
-    monkeypatch.setattr(__main__, "ROUNDS", 5)
-    monkeypatch.setattr(cases, "CASES", [a_case({"resilient": through})])
-    monkeypatch.setattr(memory, "measure", lambda keys: pytest.fail("not asked for"))
-    assert __main__.main(["--quick", "--only", "TRIV"]) == 0
+    main, asked = trivial_command(monkeypatch, [a_case({"resilient": through})])
+    assert main(["--quick", "--only", "TRIV"]) == 0
     assert "trivial, sync" in capsys.readouterr().out
+    assert not asked
+    assert main(["--only", "sockets, req"]) == 0
+    assert asked == [("Sockets, requests", 10_000)]
     with pytest.raises(SystemExit):
-        __main__.main(["--only", "nonsense"])
-    assert "no case is called 'nonsense'; there are RateLimit memory, trivial" in capsys.readouterr().err
+        main(["--only", "nonsense"])
+    assert (
+        "no case is called 'nonsense'; there are RateLimit memory, Sockets, requests, "
+        "Sockets, retries over one connection, trivial"
+    ) in capsys.readouterr().err
