@@ -185,3 +185,17 @@ def test_the_timers_of_a_timeout_get_a_new_lock():
 
     with timeout._queues._lock:  # as if another thread were making a queue for its event loop
         assert in_child(lambda: asyncio.run(timeout.acall(answer))) == "'in time'"
+
+
+def test_one_that_was_refused_does_not_keep_the_others_from_going_on():
+    class Refused(Bulkhead):
+        def __init__(self):
+            kept.append(self)
+            super().__init__(0)
+
+    kept = []
+    with pytest.raises(ValueError, match="limit=0"):
+        Refused()
+    later = RateLimit("1/minute")
+    with later._lock:
+        assert in_child(lambda: later._lock.acquire(blocking=False)) == "True"

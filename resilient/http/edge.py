@@ -297,7 +297,7 @@ class HttpEdge(Edge):
     def _prepare(self, call: HttpCall) -> None:
         if call.body.rewind is not None:
             call.body.rewind()
-        elif not call.body.replayable:
+        else:  # there is no third kind of body that is not in memory
             guard(self.family, call.request, asynchronous=self._watch_kind is AsyncWatch)
 
     def _send_within(self, limit: Deadline | None, call: HttpCall) -> Any:

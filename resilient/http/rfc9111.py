@@ -467,7 +467,7 @@ def _normalised(url: object) -> str:
         return text
     scheme, authority, path, query = match.groups()
     scheme = scheme.lower()
-    port = {"http": ":80", "https": ":443"}.get(scheme, ":")
+    port = {"http": ":80", "https": ":443"}.get(scheme, "")
     host = authority.rpartition("@")[2].lower().removesuffix(port).removesuffix(":")
     return f"{scheme}://{host}{path or '/'}{query}"
 

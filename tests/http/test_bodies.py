@@ -292,6 +292,7 @@ def test_bodies_on_the_wire(sync_kit, content):
                 response = client.put(server.url, content=content)
             whole = b"".join(content) if isinstance(content, list) else content
             assert response.status_code == 200
+            assert server.wait_until(lambda: all(request.complete for request in server.requests))
             assert [request.body for request in server.requests] == [whole] * 3
             first = [request.headers for request in server.requests]
             assert first[0] == first[1] == first[2]
@@ -310,6 +311,34 @@ def test_a_file_on_the_wire(sync_kit):
             assert [len(request.body) for request in server.requests] == [100_000] * 3
 
     kit.run_really(scenario)
+
+
+def test_a_transport_that_sends_again_by_itself_cannot_send_it_empty(kit):
+    """A2: httpcore does that where a server of HTTP/2 goes away; not with a body that is used up."""
+
+    async def scenario():
+        class Stubborn(type(kit.stub(200))):
+            def handle_request(self, request):
+                super().handle_request(request)
+                return super().handle_request(request)
+
+            async def handle_async_request(self, request):
+                await super().handle_async_request(request)
+                return await super().handle_async_request(request)
+
+        stub = Stubborn(kit, [200], pool=2)
+        content = iter([b"one", b"two"]) if kit.sync else achunks()
+        request = kit.request("POST", content=content)
+        body = request.stream
+        with pytest.raises(kit.http.RemoteProtocolError, match="can be read only once"):
+            await kit.send(kit.guard(kit.guard(stub, Retry())), request)  # one in another one
+        assert (stub.bodies, request.stream) == ([b"onetwo"], body)
+        mock = kit.http.MockTransport(lambda request: kit.http.Response(200, content=request.content))
+        request = kit.request("POST", content=iter([b"three"]) if kit.sync else achunks())
+        await kit.send(kit.guard(mock), request)
+        assert request.content in {b"three", b"onetwo"}  # what the transport has read stays
+
+    kit.run(scenario)
 
 
 def test_redirects_and_challenges_send_bodies_again_as_without_us(kit):

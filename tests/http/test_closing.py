@@ -100,7 +100,7 @@ def test_a_response_is_closed_when_the_task_is_cancelled(async_kit, after):
 
 
 def test_a_response_is_closed_when_the_task_is_cancelled_while_it_is_read(async_kit):
-    """A18, A28: what nobody wants is read, so that its connection can be kept; and then nobody wants that either."""
+    """A18, A28: to read it was only an attempt to keep the connection."""
     kit = async_kit
 
     async def scenario():

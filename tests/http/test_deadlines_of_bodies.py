@@ -12,6 +12,7 @@ from resilient.testing import capture_events
 from .flaky_server import (
     FlakyServer,
     H2Server,
+    choose,
     chunked,
     drip,
     drip_headers,
@@ -300,6 +301,24 @@ def test_http2(kit):
             transport = kit.guard(inner, Timeout(LONG), Retry(wait=0), Timeout(SHORT))
             async with kit.client(transport) as client:
                 assert (await kit.do(client.get, server.url)).content == b"done"
+
+    kit.run_really(scenario)
+
+
+def test_the_others_on_the_connection_go_on(async_kit):
+    """A63: a deadline ends its own stream of HTTP/2 only. In sync code httpcore gives the connection up."""
+    kit = async_kit
+
+    async def scenario():
+        with H2Server(choose(lambda request: hang() if request.target == "/hang" else ok(b"done"))) as server:
+            inner = kit.real(http1=False, http2=True)
+            hurried, patient = kit.guard(inner, Timeout(SHORT)), kit.guard(inner, Timeout(LONG))
+            async with kit.client(patient, timeout=None) as client:
+                assert (await client.get(server.url)).content == b"done"
+                with pytest.raises(TimedOut):
+                    await kit.send(hurried, kit.request(url=server.url + "/hang"))
+                assert (await client.get(server.url)).content == b"done"
+            assert server.connections == 1
 
     kit.run_really(scenario)
 

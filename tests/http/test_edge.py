@@ -419,6 +419,19 @@ def test_what_was_refused_unseen_may_be_sent_again(kit, event, again):
     kit.run(scenario)
 
 
+def test_a_body_that_is_refused_had_headers_before(kit):
+    """A61: so the request was looked at."""
+
+    async def scenario():
+        event = h2.events.StreamReset(stream_id=1, error_code=7)
+        stub = kit.stub(lambda request: kit.response(200, b"x", event_error(kit, event)), 200)
+        with pytest.raises(kit.http.RemoteProtocolError):
+            await kit.send(kit.guard(stub, Retry(wait=0), buffer=True), kit.request("POST"))
+        assert (len(stub.seen), stub.open) == (1, 0)
+
+    kit.run(scenario)
+
+
 @pytest.mark.parametrize(
     ("step", "method", "tries"),
     [

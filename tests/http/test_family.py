@@ -150,6 +150,7 @@ def test_those_who_catch_the_errors_of_the_client_catch_ours(kit, policy):
         assert caught.value.policy.startswith("p")
         assert caught.value.request.url == "https://a/second"
         assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__  # the same refusal, before it became one of the client's
         frames = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
         assert any("policies" in name for name in frames)  # where it was refused, not only where it came out
         assert len(stub.seen) == 1
@@ -195,11 +196,14 @@ def test_the_notes_of_a_retry_stay_with_the_error(kit):
 def test_the_error_before_a_fallbacks_own_is_not_lost(kit):
     async def scenario():
         def backup(request):
-            raise Rejected("no backup", policy="mine")
+            raise Rejected("no backup", policy="mine") from cause
+
+        cause = LookupError("no address")
 
         stub = kit.stub(kit.http.ConnectError("refused"))
         with pytest.raises(kit.http.TransportError, match="no backup") as caught:
             await kit.send(kit.guard(stub, Fallback(backup)), kit.request())
+        assert caught.value.__cause__ is cause
         context, chain = caught.value, []
         while context is not None:
             chain.append(type(context).__name__)

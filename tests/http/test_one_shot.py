@@ -52,3 +52,10 @@ def test_the_body_is_given_back(package):
     unguard(request)
     unguard(request)
     assert request.stream is body
+
+
+@pytest.mark.parametrize("package", ["httpx", "httpx2"])
+def test_a_policy_in_the_place_of_the_transport(package):
+    module = pytest.importorskip(f"resilient.{package}")
+    with pytest.raises(TypeError, match="This is a policy: write it as pipeline="):
+        module.ResilientTransport(Retry(3))

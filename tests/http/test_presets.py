@@ -62,6 +62,7 @@ def test_the_options():
     assert (retry.stop, retry.budget.cap, bulkhead.limit, bulkhead.queue) == (5, 10, 7, 70)
     assert (str(rate.rate), rate.wait, breaker.probe_lease) == ("9 per 1 s", 1.0, 10.0)
     assert presets.http_client(attempt_timeout=9).policies[3].probe_lease == 18.0
+    assert presets.http_client(timeout=5, attempt_timeout=5).policies[0].seconds == 5.0
     names = ["timeout", "bulkhead", "retry", "circuit breaker", "rate limit", "attempt timeout"]
     assert [policy.name for policy in pipeline.policies] == names
     assert (pipeline.name, retry.budget.name) == ("http_client", "retry budget")

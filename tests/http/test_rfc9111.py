@@ -316,6 +316,7 @@ ON_ERROR = Use(now=False, while_refreshing=False, on_error=True)
         ("max-age=30", 30.1, NOTHING),
         ("max-age=90", 59, ALL),
         ("max-age=90", 60, NOTHING),
+        ("max-age=1", 0.5, ALL),
         ("max-age=0", 0, NOTHING),
         ("max-age=x", 5, NOTHING),
         # min-fresh.
@@ -555,6 +556,22 @@ def test_stored_headers_of_text():
         (b"X-B", b"\\u0663"),
     ]
     assert stored_headers([("Connection", "a"), ("A", "1"), ("B", "2")]) == [(b"B", b"2")]
+
+
+def test_nobody_can_make_us_forget_what_an_answer_means():
+    needed = {
+        b"age",
+        b"cache-control",
+        b"content-encoding",
+        b"content-type",
+        b"date",
+        b"etag",
+        b"expires",
+        b"vary",
+    }
+    needed |= {b"last-modified", b"pragma"}
+    fields = [(name, b"1") for name in sorted(needed)]
+    assert stored_headers([(b"Connection", b", ".join(needed)), *fields]) == fields
 
 
 @pytest.mark.parametrize(

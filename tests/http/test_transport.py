@@ -84,6 +84,7 @@ def refused(kit):
         (foreign, f"This one is of {other}: use resilient.{other}"),
         (getattr(kit.http, wrong), f"This is {colour} transport, which fits {fits}"),
         (lambda: kit.HTTPTransport, "This is a class: write it with parentheses"),
+        (Retry, "This is a policy: write it as pipeline="),
         (kit.Client, f"use {kit.ours.__name__}.install(client)"),
         (module.Client, f"use {kit.ours.__name__}.install(client)"),
         (lambda: "https://a/", f"such as {kit.http.__name__}.{right}(), or None"),
