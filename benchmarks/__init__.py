@@ -1,8 +1,9 @@
 """What guarding a call costs, beside the peers and beside code written by hand.
 
-    scripts/bench                     everything; takes about two minutes
+    scripts/bench                     everything; takes about six minutes
     scripts/bench --quick             a fifth of the rounds: rough, but good enough to see a mistake
     scripts/bench --only retry        the cases whose name contains "retry"
+    scripts/bench --only httpx        HTTP clients; `sockets` for real connections
     scripts/bench --json              the same as data
 
 How it is measured
@@ -10,9 +11,14 @@ How it is measured
     one, the smallest code that one would write by hand; all of them guard the same trivial function. Each
     subject calls it in a plain `for` loop, in batches of about a millisecond with the garbage collector off.
     The subjects of a case take turns, one batch each, for many rounds, and the fastest batch of each counts:
-    other work on the machine only ever makes a batch slower. The bare call takes its turns like the rest and is
-    the unit: its ratio is 1, loop included. Async subjects run in one event loop, which gets a turn of its own
-    between two batches.
+    other work on the machine only ever makes a batch slower. Each round has another order, and garbage is
+    collected before each batch: who always came after a subject that leaves much of it would pay for it. The bare
+    call takes its turns like the rest and is the unit: its ratio is 1, loop included. Async subjects run in one
+    event loop, which gets a turn of its own between two batches.
+
+    HTTP clients are measured twice. Over a mock transport, where the unit is the request of a bare client, or what
+    the mock takes by itself. And over sockets, where a bare client and a guarded one take turns against a server in
+    a process of its own: there, open sockets, tasks, threads and memory are counted too, before and after.
 
     Before it is measured, every subject has to show that it works: that the retry retries, that the breaker
     opens, that the limiter refuses. Then it is given a limit that it never reaches while it is measured, the
