@@ -16,9 +16,9 @@ How it is measured
     call takes its turns like the rest and is the unit: its ratio is 1, loop included. Async subjects run in one
     event loop, which gets a turn of its own between two batches.
 
-    HTTP clients are measured twice. Over a mock transport, where the unit is the request of a bare client, or what
-    the mock takes by itself. And over sockets, where a bare client and a guarded one take turns against a server in
-    a process of its own: there, open sockets, tasks, threads and memory are counted too, before and after.
+    HTTP clients are measured twice. Over a mock transport, where the unit is the request of a bare client, or
+    what the mock takes by itself. And over sockets, where a bare client and a guarded one take turns against a
+    server in a process of its own: there, open sockets, tasks, threads and memory are counted, before and after.
 
     Before it is measured, every subject has to show that it works: that the retry retries, that the breaker
     opens, that the limiter refuses. Then it is given a limit that it never reaches while it is measured, the

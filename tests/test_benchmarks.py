@@ -245,10 +245,54 @@ def test_requests_to_the_mock_are_measured(package, colour):
 
     for case in clients.cases_of(package):
         if case.colour == colour:
-            ours = {name: make for name, make in case.subjects.items() if name == clients.ALONE}
-            rows = measured(replace(case, subjects=ours, rival=None))
-            assert [row.subject for row in rows] == [case.unit, *ours]
+            alone = case.subjects.get(clients.ALONE) or case.subjects["resilient"]
+            rows = measured(replace(case, subjects={"alone": alone}, rival=None))
+            assert [row.subject for row in rows] == [case.unit, "alone"]
             assert all(row.ns for row in rows)
+
+
+def test_one_retry_is_measured_on_requests_that_fail_once():
+    from benchmarks import clients
+
+    (case,) = (case for case in clients.cases_of("httpx") if case.name.endswith("retry") and case.colour == "sync")
+    call = case.prepare(lambda transport, colour: transport, "sync")
+    assert [call() for _ in range(4)] == [503, 200, 503, 200]
+
+
+class Sends:
+    """A transport that sends a request so often, and gives up as it is told."""
+
+    def __init__(self, transport, times, error=None):
+        self.transport = transport
+        self.times = times
+        self.error = error
+
+    def handle_request(self, request):
+        for _ in range(self.times):
+            response = self.transport.handle_request(request)
+            if response.status_code == 200:
+                return response
+        if self.error is not None:
+            raise self.error
+        return response
+
+    def __enter__(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "reason"),
+    [
+        (2, None, "ended with 503 after 2 attempts instead of 3"),
+        (4, None, "gave up with 503 after 4 attempts instead of 3"),
+        (3, OSError("down"), r"gave up with OSError\('down'\) after 3 attempts instead of 3"),
+    ],
+)
+def test_a_retry_of_requests_has_to_be_exact(times, error, reason):
+    from benchmarks import clients
+
+    with pytest.raises(AssertionError, match=reason):
+        asyncio.run(clients.retries("httpx", lambda transport, colour: Sends(transport, times, error), "sync"))
 
 
 @pytest.mark.parametrize("case", ["Sockets, requests", "Sockets, retries over one connection"])
@@ -290,6 +334,13 @@ def test_what_a_client_leaves_behind_is_counted(monkeypatch):
             each.close()
     assert (grown["sockets"], grown["tasks"]) == (3, 3)
     assert grown["blocks"] > 3
+
+
+def test_requests_over_sockets_have_to_succeed():
+    from benchmarks import sockets
+
+    with asyncio.Runner() as runner, pytest.raises(AssertionError, match=r"answered with \{503\}"):
+        sockets._Clients("httpx", "sync", runner).turn(lambda url: SimpleNamespace(status_code=503), "")
 
 
 def test_a_client_that_cannot_be_measured_over_sockets_stays_in_the_table():
@@ -447,6 +498,16 @@ def test_the_command_prints_data(monkeypatch, capsys):
     assert len(data["memory"]) == 2
     assert [row["met"] for row in data["sockets"]] == [True, True]
     assert asked == [50_000, ("Sockets, requests", 2000), ("Sockets, retries over one connection", 2000)]
+
+
+def test_a_case_can_ask_for_more_rounds(monkeypatch, capsys):
+    from benchmarks import harness
+
+    main, _ = trivial_command(monkeypatch, [a_case({}), a_case({}, rounds=3)])
+    asked = []
+    monkeypatch.setattr(harness, "measure", lambda case, rounds: asked.append(rounds) or [])
+    assert main(["--only", "trivial"]) == 0
+    assert asked == [5, 15]
 
 
 def test_the_command_runs_only_the_named_cases(monkeypatch, capsys):
