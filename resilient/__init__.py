@@ -10,15 +10,17 @@
 The same object guards sync and async functions, on asyncio and on trio.
 """
 
-from resilient import deadline, events
+from resilient import deadline, events, priority
 from resilient.errors import (
     BulkheadFull,
     CircuitOpen,
+    Draining,
     FailedResponse,
     FailedResult,
     RateLimited,
     Rejected,
     ResilientError,
+    Shed,
     ThreadsExhausted,
     TimedOut,
 )
@@ -30,11 +32,13 @@ from resilient.policies.bulkhead import Bulkhead
 from resilient.policies.cache import Cache
 from resilient.policies.circuit_breaker import CircuitBreaker
 from resilient.policies.fallback import Fallback
+from resilient.policies.load_shed import LoadShed
 from resilient.policies.rate_limit import RateLimit
 from resilient.policies.retry import Retry
 from resilient.policies.retry_budget import RetryBudget
 from resilient.policies.timeout import Timeout
 from resilient.policy import Policy
+from resilient.priority import Priority
 from resilient.rate import Rate
 
 __version__ = "0.1.0"
@@ -45,13 +49,16 @@ __all__ = [
     "Cache",
     "CircuitBreaker",
     "CircuitOpen",
+    "Draining",
     "Event",
     "FailedResponse",
     "FailedResult",
     "Fallback",
     "Keyed",
+    "LoadShed",
     "Pipeline",
     "Policy",
+    "Priority",
     "Rate",
     "RateLimit",
     "RateLimited",
@@ -59,6 +66,7 @@ __all__ = [
     "ResilientError",
     "Retry",
     "RetryBudget",
+    "Shed",
     "ThreadsExhausted",
     "TimedOut",
     "Timeout",
@@ -67,4 +75,5 @@ __all__ = [
     "events",
     "instrument",
     "listen",
+    "priority",
 ]

@@ -13,7 +13,8 @@ Background work that outlives the call should not inherit its deadline: start it
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from resilient import runtime
 from resilient.errors import TimedOut
@@ -31,7 +32,9 @@ class Deadline:
         outer: The later deadline around it, or None.
     """
 
-    __slots__ = ("_told", "at", "outer", "scope")
+    __slots__ = ("_told", "at", "cancels", "outer", "scope")
+
+    cancels: "tuple[Any, ...]"
 
     def __init__(self, at: float, scope: "Scope", outer: "Deadline | None" = None) -> None:
         self.at = at
@@ -45,12 +48,23 @@ class Deadline:
             deadline = deadline.outer
         return deadline
 
+    def disarm(self) -> None:
+        """Have nobody be cancelled at this deadline any more: what was to be done by then is done.
+
+        Others that run in a copy of the context may still see it, so it is moved far away too.
+        """
+        self.at = runtime.now() + _FAR_AWAY
+        for cancel_scope in getattr(self, "cancels", ()):  # trio's; it has no value on asyncio
+            cancel_scope.deadline = inf
+
     def timed_out(self) -> TimedOut:
         """Return the error that names the owner of this deadline, after telling its listeners, but once."""
         told = hasattr(self, "_told")  # it has no value yet: one less to set for every call
         self._told = True
         return self.scope.timed_out(tell=not told)
 
+
+_FAR_AWAY = 2_000_000.0  # s; milliseconds of more do not fit into what operating systems take
 
 _current: ContextVar[Deadline | None] = ContextVar("resilient.deadline", default=None)
 
@@ -85,6 +99,11 @@ def detached() -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def forget() -> None:
+    """Go on without the deadline, which is met: what the task still does has its own time."""
+    _current.set(None)
 
 
 def tighten(scope: "Scope", seconds: float, now: float) -> Deadline:

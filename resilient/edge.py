@@ -45,6 +45,9 @@ class Edge:
     tells_keys = False
     """Whether keys may be shown in errors and events: not where a user chose them, as they may be secrets."""
 
+    notes_keys = False
+    """Whether a call remembers the keys that rate limits count it by, in its attribute `keys`."""
+
     cache: "Callable[[Cache], Policy] | None" = None
     """What `Cache` is here, if results cannot be kept as they are."""
 
@@ -108,6 +111,14 @@ class Edge:
             error: How its last attempt ended; None if there was none yet.
         """
         return True
+
+    def replaceable(self, call: Call) -> bool:
+        """Tell whether another answer can still take the place of what has failed."""
+        return True
+
+    def alternative(self, alternative: Any, call: Call) -> Any:
+        """Return what an alternative of a `Fallback` answers: itself, or what it returns for the call."""
+        return alternative(*call.args, **call.kwargs) if callable(alternative) else alternative
 
     def key(self, call: Call) -> Hashable:
         """Return the partition that the call belongs to by default."""

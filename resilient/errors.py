@@ -7,6 +7,8 @@ Exception
     │   ├── CircuitOpen                  the circuit breaker is open (also a pybreaker.CircuitBreakerError)
     │   ├── RateLimited                  the rate limit is used up
     │   ├── BulkheadFull                 all permits are taken and the queue is full, or waiting took too long
+    │   ├── Shed                         there is more to do than can be done: the event loop or the queue is late
+    │   ├── Draining                     the process is about to end (`resilient.asgi.Drain`)
     │   └── ThreadsExhausted             too many abandoned threads are still running (sync Timeout)
     ├── TimedOut                         a deadline passed (also a TimeoutError)
     └── FailedResult                     a result that counts as a failure, while it travels through the policies
@@ -65,6 +67,14 @@ class RateLimited(Rejected):
 
 class BulkheadFull(Rejected):
     """All permits of the bulkhead are taken, and there was no place or no time left in its queue."""
+
+
+class Shed(Rejected):
+    """There is more to do than can be done in time, and this call is not the one that matters most."""
+
+
+class Draining(Rejected):
+    """The process is about to end, and takes no new requests."""
 
 
 class ThreadsExhausted(Rejected):

@@ -132,7 +132,11 @@ class RateLimitQueued(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkheadRejected(Event):
-    """A call was refused. `reason` is `full`, `waited` (too long in the queue) or `deadline`."""
+    """A call was refused.
+
+    `reason` is `full`, `waited` (too long in the queue), `deadline`, or `displaced` (from the queue, by a call of
+    a higher priority).
+    """
 
     name: ClassVar[str] = "bulkhead.rejected"
     reason: str
@@ -144,6 +148,20 @@ class BulkheadQueued(Event):
 
     name: ClassVar[str] = "bulkhead.queued"
     position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadShedRejected(Event):
+    """A call of some `priority` (`low`, `normal`, `high`, `critical`) was refused to shed load.
+
+    `reason` is `lag` (the event loop runs `seconds` late) or `delay` (the call has waited `seconds` in a queue
+    that does not become empty).
+    """
+
+    name: ClassVar[str] = "load_shed.rejected"
+    reason: str
+    priority: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +241,28 @@ class BalancerPanicked(Event):
     """No replica is healthy, so all of them get requests from now on, ejected or not."""
 
     name: ClassVar[str] = "balancer.panicked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainBegan(Event):
+    """The process is about to end: not ready from now on, `grace` seconds later no new requests.
+
+    Those in flight, `in_flight` of them now, have `timeout` seconds after that.
+    """
+
+    name: ClassVar[str] = "drain.began"
+    grace: float
+    timeout: float
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainEnded(Event):
+    """The process may end, `seconds` after it was told to; `in_flight` requests were not done in time."""
+
+    name: ClassVar[str] = "drain.ended"
+    seconds: float
+    in_flight: int
 
 
 Listener = Callable[[Event], object]

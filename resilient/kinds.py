@@ -5,7 +5,7 @@ clock, wait and call on. They are the only place that knows sync from async: a n
 
 | kind  | it decides                               | policies                             |
 |-------|------------------------------------------|--------------------------------------|
-| Gate  | whether a call may start                 | circuit breaker, rate limit, bulkhead |
+| Gate  | whether a call may start                 | circuit breaker, rate limit, bulkhead, load shed |
 | Loop  | whether a failed call is made again      | retry                                |
 | Scope | how long a call may take                 | timeout                              |
 | Value | what is returned instead of calling      | cache, fallback                      |
@@ -32,7 +32,7 @@ from resilient.deadline import Deadline
 from resilient.edge import FUNCTION, Edge, refuse_coroutine
 from resilient.errors import ThreadsExhausted, TimedOut
 from resilient.policy import Policy
-from resilient.ticket import Ticket
+from resilient.ticket import Ticket, after_wait
 
 
 class _Missing:
@@ -690,13 +690,13 @@ class Value(Policy):
         """Take note that fetching a new value in the background has failed."""
 
     def link(self, nxt: Next, edge: Edge) -> Next:
-        lookup, store, recover = self.lookup, self.store, self.recover
+        lookup, store, recover, replaceable = self.lookup, self.store, self.recover, edge.replaceable
 
         def recovering(call: Call) -> Any:
             try:
                 return nxt(call)
             except Exception as error:
-                found = recover(call, error, runtime.now())
+                found = recover(call, error, runtime.now()) if replaceable(call) else MISSING
                 if found is MISSING:
                     raise
                 return found
@@ -742,13 +742,13 @@ class Value(Policy):
         return looking if type(self).lookup is not Value.lookup else recovering
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
-        lookup, store, recover = self.lookup, self.store, self.recover
+        lookup, store, recover, replaceable = self.lookup, self.store, self.recover, edge.replaceable
 
         async def recovering(call: Call) -> Any:
             try:
                 return await nxt(call)
             except Exception as error:
-                found = recover(call, error, runtime.now())
+                found = recover(call, error, runtime.now()) if replaceable(call) else MISSING
                 if found is MISSING:
                     raise
                 return await found if isawaitable(found) else found
@@ -918,7 +918,7 @@ def _hold(policy: "Gate | Value", call: Call, ticket: Ticket) -> None:
     if not granted:
         error = policy.leave(call, ticket)
         raise error if limit is None else limit.timed_out()
-    call.now = runtime.now()
+    _went_on(call, ticket)
 
 
 async def _ahold(policy: "Gate | Value", call: Call, ticket: Ticket) -> None:
@@ -933,7 +933,15 @@ async def _ahold(policy: "Gate | Value", call: Call, ticket: Ticket) -> None:
     if not granted:
         error = policy.leave(call, ticket)
         raise error if limit is None else limit.timed_out()
-    call.now = runtime.now()
+    _went_on(call, ticket)
+
+
+def _went_on(call: Call, ticket: Ticket) -> None:
+    """Set the time anew after a wait, and raise the error that the ticket may have been granted with."""
+    now = runtime.now()
+    # A time that was known beforehand is the pace of a rate limit, and says nothing about how much there is to do.
+    call.now = after_wait(call.now, now) if ticket.ready_at is None else now
+    _outcome(ticket)
 
 
 def _bounded(ticket: Ticket) -> tuple[Ticket, Deadline | None]:

@@ -1,9 +1,12 @@
 """Pipelines that are good without thinking: what the transports and the middleware use when they get none."""
 
+from collections.abc import Callable, Hashable
+
 from resilient import options
 from resilient.pipeline import Pipeline
 from resilient.policies.bulkhead import Bulkhead
 from resilient.policies.circuit_breaker import CircuitBreaker
+from resilient.policies.load_shed import LoadShed
 from resilient.policies.rate_limit import RateLimit
 from resilient.policies.retry import Retry
 from resilient.policies.retry_budget import RetryBudget
@@ -66,3 +69,47 @@ def http_client(
     policies += [] if rate is None else [RateLimit(rate, wait=1.0, name="rate limit")]
     policies += [Timeout(attempt, name="attempt timeout")]
     return Pipeline(*policies, name="http_client")
+
+
+def http_server(
+    *,
+    timeout: options.Seconds = 30.0,
+    concurrency: int = 200,
+    queue: int | None = None,
+    rate: str | Rate | None = None,
+    key: Callable[..., Hashable] | None = None,
+) -> Pipeline:
+    """Return a pipeline for the middleware of an HTTP server, with a state of its own.
+
+    Outermost first: `rate` (if given), a deadline, a bulkhead with a queue, and load shedding behind the queue.
+
+    With the defaults a request has 30 s until its response is complete, 200 run at the same time and as many wait.
+    When the event loop lags behind, or the queue does not get empty any more, some are refused so that the others
+    are served in time.
+
+    Args:
+        timeout: Seconds until the response is complete; servers of downloads and server-sent events need a longer
+            one, or a route of their own. Default 30 s.
+        concurrency: How many requests run at the same time. Default 200. Sync endpoints run in a pool of 40
+            threads, and wait there unseen if more are let in.
+        queue: How many more may wait. Default None: as many as run.
+        rate: How many requests a client may make in so much time, such as `"100/minute"`. Default None: any
+            number, as only you know whether the peer is a client or a proxy that speaks for all of them.
+        key: What `rate` is counted by, a function of the scope. Default None: `resilient.asgi.client_address`,
+            which is the peer.
+
+    Raises:
+        ValueError: A bad option.
+    """
+    from resilient.asgi.clients import client_address  # which few users of the other presets need
+
+    concurrency = options.whole("http_server", "concurrency", concurrency)
+    waiting = concurrency if queue is None else options.whole("http_server", "queue", queue, minimum=0)
+    limits = [] if rate is None else [RateLimit(rate, key=key or client_address, name="rate limit")]
+    return Pipeline(
+        *limits,
+        Timeout(options.seconds("http_server", "timeout", timeout), name="timeout"),
+        Bulkhead(concurrency, queue=waiting, name="bulkhead"),
+        LoadShed(name="load shed"),
+        name="http_server",
+    )

@@ -19,6 +19,8 @@ class Ticket:
         granted: Whether `grant` has reached the holder.
         cancelled: Whether the holder stops waiting because it was cancelled, and not because its time is over:
             then nobody is refused, and there is nothing to report.
+        value: What the holder gets with the grant, if there is anything to get.
+        error: What the holder raises instead of going on, if it is set before the grant.
     """
 
     __slots__ = ("_wake", "cancelled", "error", "expires_at", "granted", "ready_at", "value")
@@ -50,3 +52,25 @@ class Ticket:
                 self.granted = False
                 return False
         return True
+
+
+class Waited(float):
+    """The time at which a call left a queue, which knows how long the call had waited there.
+
+    It is the `now` of the call from then on. So the wait is known to the gates that come next, costs nothing where
+    nobody waited, and is forgotten when the call moves on in time: the next attempt is not blamed for it.
+
+    Attributes:
+        seconds: How long the call has waited, in all the queues that it went through one after the other.
+    """
+
+    __slots__ = ("seconds",)
+
+    seconds: float
+
+
+def after_wait(before: float, now: float) -> Waited:
+    """Return the time `now`, at which a call has waited since `before`."""
+    waited = Waited(now)
+    waited.seconds = max(0.0, now - before) + (before.seconds if isinstance(before, Waited) else 0.0)
+    return waited

@@ -46,6 +46,11 @@ class Timer(Deadline):
     def timed_out(self) -> TimedOut:
         return self.scope.timed_out()
 
+    def disarm(self) -> None:
+        if self.pending is not None:  # else it is too late: the task has been cancelled
+            self.task = None  # it stays queued, and then cancels nobody
+            super().disarm()
+
     def expire(self) -> None:
         """Cancel the task; called by the queue, which has let go of this timer."""
         self.pending = None
@@ -134,6 +139,7 @@ class TrioTimer:
         self._deadline = deadline
         self._cancel_scope = trio.move_on_after(max(0.0, deadline.at - runtime.now()))
         self._cancel_scope.__enter__()
+        deadline.cancels = (*getattr(deadline, "cancels", ()), self._cancel_scope)
         self._token = _current.set(deadline)
 
     def end(self, error: BaseException | None) -> None:

@@ -442,7 +442,7 @@ def test_the_data_says_the_same():
 
     rows = measured(a_case({"resilient": through, "peer": missing}, target=0.0))
     data = json.loads(report.as_json(rows, memory_rows(), 2))
-    assert set(data) == {"python", "rounds", "rows", "memory", "sockets"}
+    assert set(data) == {"python", "rounds", "rows", "memory", "sockets", "servers"}
     assert data["rounds"] == 2
     for row in data["rows"]:
         assert set(row) == {"case", "colour", "subject", "ns", "ratio", "target", "met", "note", "to_beat"}
@@ -474,9 +474,10 @@ def test_a_limiter_that_cannot_be_measured_stays_in_the_table():
 
 
 def trivial_command(monkeypatch, cases_found=(), clients_found=()):
-    from benchmarks import __main__, cases, clients, memory, sockets
+    from benchmarks import __main__, asgi, cases, clients, memory, sockets
 
     monkeypatch.setattr(__main__, "ROUNDS", 5)
+    monkeypatch.setattr(asgi, "CASES", [])
     monkeypatch.setattr(cases, "CASES", list(cases_found))
     monkeypatch.setattr(clients, "CASES", list(clients_found))
     asked = []
@@ -484,6 +485,7 @@ def trivial_command(monkeypatch, cases_found=(), clients_found=()):
     monkeypatch.setattr(
         sockets, "measure", lambda case, requests: asked.append((case, requests)) or [socket_row()]
     )
+    monkeypatch.setattr(__main__, "SERVERS", {"Overload": lambda quick: asked.append(quick) or []})
     return __main__.main, asked
 
 
@@ -497,7 +499,8 @@ def test_the_command_prints_data(monkeypatch, capsys):
     assert [row["subject"] for row in data["rows"]] == ["bare call", "resilient", "bare call", "bare call"]
     assert len(data["memory"]) == 2
     assert [row["met"] for row in data["sockets"]] == [True, True]
-    assert asked == [50_000, ("Sockets, requests", 2000), ("Sockets, retries over one connection", 2000)]
+    assert data["servers"] == []
+    assert asked == [50_000, ("Sockets, requests", 2000), ("Sockets, retries over one connection", 2000), True]
 
 
 def test_a_case_can_ask_for_more_rounds(monkeypatch, capsys):
@@ -516,10 +519,11 @@ def test_the_command_runs_only_the_named_cases(monkeypatch, capsys):
     assert "trivial, sync" in capsys.readouterr().out
     assert not asked
     assert main(["--only", "sockets, req"]) == 0
-    assert asked == [("Sockets, requests", 10_000)]
+    assert main(["--only", "overload"]) == 0
+    assert asked == [("Sockets, requests", 10_000), False]
     with pytest.raises(SystemExit):
         main(["--only", "nonsense"])
     assert (
-        "no case is called 'nonsense'; there are RateLimit memory, Sockets, requests, "
+        "no case is called 'nonsense'; there are Overload, RateLimit memory, Sockets, requests, "
         "Sockets, retries over one connection, trivial"
     ) in capsys.readouterr().err

@@ -17,11 +17,13 @@ from pathlib import Path
 import pybreaker
 import pytest
 
+import resilient.asgi
 import resilient.http
 import resilient.policies
-from resilient import Keyed, Pipeline, Policy, Rate, Retry, RetryBudget, Timeout, events, testing
+from resilient import Keyed, Pipeline, Policy, Rate, Retry, RetryBudget, Timeout, events, runtime, testing
 from resilient.component import Component
 from resilient.kinds import Gate, Race
+from resilient.ticket import Ticket
 
 ROOT = Path(resilient.__file__).parent.parent
 
@@ -71,10 +73,13 @@ LEGIT = {
     "cap": 20,
     "consecutive": 4,
     "cost": 2,
+    "delay": 0.5,
     "failure_rate": 0.75,
     "interrupt": False,
+    "interval": 0.5,
     "jitter": 0.5,
     "key": a_function,
+    "lag": 0.5,
     "last": 40,
     "learn": True,
     "limit": 2,
@@ -129,7 +134,8 @@ ALLOWED = {
     "Retry.stop": ["a_function"],
     "CircuitBreaker.listeners": ["[]"],
 }
-SECONDS = ["max_open_for", "open_for", "probe_lease", "refill", "seconds", "slow", "ttl", "window"]
+SECONDS = ["delay", "interval", "lag", "max_open_for", "open_for", "probe_lease", "refill", "seconds"]
+SECONDS += ["slow", "ttl", "window"]
 ALLOWED |= {option: ["1.5"] for option in SECONDS} | {"ttl": ["0", "1.5"]}
 BAD = {
     "<anything>": Anything(),
@@ -324,8 +330,18 @@ def silence(cls):
                 yield f"a success with {option} emits {', '.join(event.name for event in seen)}"
 
 
+class Queue(Gate):
+    """Lets every call wait for a second."""
+
+    def admit(self, call, now):
+        runtime.sleep(1)
+        ticket = Ticket()
+        ticket.grant()
+        return ticket
+
+
 def dirty(component):
-    """Change the state of a component, whatever it is: many failures, and calls inside of calls."""
+    """Change the state of a component, whatever it is: failures, calls inside of calls, and calls that waited."""
 
     if not isinstance(component, Policy):
         component.withdraw(OSError(), 0.0)
@@ -339,11 +355,12 @@ def dirty(component):
         if depth < 10:
             policy.call(nest, "abc", depth + 1)
 
-    for work in (fail, nest) * 30:
-        try:
-            policy.call(work, "abc")
-        except Exception:
-            pass
+    for guard, times in ((Pipeline(Queue(), policy), 2), (policy, 30)):
+        for work in (fail, nest) * times:
+            try:
+                guard.call(work, "abc")
+            except Exception:
+                pass
 
 
 def copies(cls):
@@ -411,7 +428,7 @@ def test_what_copies_are_checked_with_does_change_the_state(cls):
 
 
 def test_every_event_is_listed_by_somebody():
-    components = [*policy_classes(), *policy_classes(resilient.http), Keyed]
+    components = [*policy_classes(), *policy_classes(resilient.http), *policy_classes(resilient.asgi), Keyed]
     listed = set().union(*map(listed_events, components))
     assert known_events() - listed == {"RaceStarted"}, "the kind of a policy that users write"
     assert "RaceStarted" in inspect.getsource(Race)

@@ -9,11 +9,13 @@ from resilient import errors
 from resilient.errors import (
     BulkheadFull,
     CircuitOpen,
+    Draining,
     FailedResponse,
     FailedResult,
     RateLimited,
     Rejected,
     ResilientError,
+    Shed,
     ThreadsExhausted,
     TimedOut,
 )
@@ -31,7 +33,7 @@ class Response:
     __hash__ = None
 
 
-REFUSALS = [Rejected, CircuitOpen, RateLimited, BulkheadFull, ThreadsExhausted]
+REFUSALS = [Rejected, CircuitOpen, RateLimited, BulkheadFull, Shed, Draining, ThreadsExhausted]
 EXAMPLES = [
     *(cls("it is full", policy="orders", retry_after=after) for cls in REFUSALS for after in (None, 2.5)),
     TimedOut(policy="Timeout(2)", seconds=2.0),

@@ -24,12 +24,28 @@ EXPECTED = {
 
 OVER_HTTP = {  # these talk to a server of their own, in real time
     "httpx2_client.py": ["50 answers after", "tried again: ['FailedResponse', 'RemoteProtocolError']"],
+    "graceful_shutdown.py": [
+        "SIGTERM: not ready any more, but alive: 200",
+        "after the grace period: 503 connection: close",
+        "the slow one: 200 the report",
+        "the server ended: True",
+    ],
     "httpx_client.py": [
         "GET: 200 after ['GET /prices', 'GET /prices']",
         "POST: 503 after ['POST /orders']",
         "POST with a key: 200 after ['POST /orders', 'POST /orders']",
         "drip: total: not done after 0.5 s",
         ": the circuit is open; retry after",
+    ],
+    "load_shedding.py": [
+        "without a guard\n  served in time: 18% of what it can do, refused: 0",
+        "guarded\n  served in time: 101% of what it can do, refused: 1592\n  slowest of those served: 0.08 s",
+    ],
+    "rate_limits.py": [
+        '/search?q=a: 200  RateLimit: "address";r=98;t=2, "search";r=2;t=20',
+        '/search?q=a: 429  RateLimit: "address";r=95;t=3, "search";r=0;t=20',
+        "Quota exceeded - again in 20 s",
+        "429 in the schema: True",
     ],
     "replicas.py": [
         "all is well: ['first', 'second']",
@@ -48,6 +64,12 @@ OVER_HTTP = {  # these talk to a server of their own, in real time
         "all is well: 1.08 (from the service, asked 1 times)",
         "request 4: 1.08 (stale-if-error, asked 5 times)\nthe circuit is open",
         "back again: 1.09 (from the service, asked 6 times)",
+    ],
+    "stale_responses.py": [
+        'outage, request 4: 200 {"tea":3} (resilient; fwd=stale;',
+        "the circuit is open",
+        "somebody else's account: 503",
+        'back again: 200 {"tea":4} (from the application)',
     ],
     "tokens.py": [
         "twenty requests: {'token-1'}",

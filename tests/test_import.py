@@ -15,6 +15,7 @@ MEANT_TO = {
     "httpx.py": {"httpx"},
     "httpx2.py": {"httpx2"},
     "asgi": {"starlette"},
+    "fastapi.py": {"fastapi", "starlette"},
     "demo": {"httpx", "rich", "starlette", "uvicorn"},
     "pytest_plugin.py": {"pytest"},
 }

@@ -389,10 +389,11 @@ class HttpCache(Policy):
         with self._lock:
             entry, variant = self._store.find(visit.primary, visit.headers)
             use = _NO_USE if entry is None else visit.demands.allow(entry.age(now), entry.lifetime)
-            if entry is not None and not use.now and entry.over(now):
+            key = visit.primary, variant
+            if entry is not None and not use.now and entry.over(now) and self._flights.get(key) is None:
                 self._store.remove(entry)
+                key = visit.primary, self._store.find(visit.primary, visit.headers)[1]  # as those who come next
             if not use.now and not cached_only:
-                key = visit.primary, variant
                 if entry is None or not gets or not use.while_refreshing:
                     return self._join(visit, key, now)
                 if self._flights.get(key) is None:

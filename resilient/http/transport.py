@@ -43,7 +43,7 @@ class Guard:
         owner = type(self).__name__
         self.transport = check_transport(owner, self._family, transport, asynchronous=self._asynchronous)
         self.pipeline = check_pipeline(owner, pipeline) or presets.http_client()
-        self.repeatable = _check_repeatable(owner, repeatable)
+        self.repeatable = check_repeatable(owner, repeatable)
         self.key = options.function(owner, "key", key)
         self.buffer = _check_buffer(owner, buffer)
         self._entered = self._closed = False
@@ -273,7 +273,8 @@ def _scopes_of_attempts(pipeline: Policy) -> frozenset[Policy]:
     )
 
 
-def _check_repeatable(owner: str, repeatable: Any) -> Repeatable:
+def check_repeatable(owner: str, repeatable: Any) -> Repeatable:
+    """Return what else may be sent again: methods, or a function."""
     allowed = "a collection of methods in upper case, such as {'POST'}, or a function of the request"
     if callable(repeatable):
         checked: Repeatable = options.function(owner, "repeatable", repeatable)

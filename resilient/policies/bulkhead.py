@@ -5,9 +5,14 @@ is down. The bulkhead keeps the damage in one compartment (Nygard, "Release It!"
 
 Permits lie in a deque: taking one and putting it back are single operations of the interpreter, so a call that
 gets one at once takes no lock. Only the queue needs the lock. A permit that comes back goes straight to the
-caller that has waited longest, never through the deque, so nobody can overtake.
+head of the queue, never through the deque, so nobody can overtake.
+
+The queue is in the order of priority, and of arrival within one. As long as all are equal, to join it is to
+append. A full queue makes room for a call that matters more: the last in it, the newest of the lowest priority, is
+refused.
 """
 
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -16,6 +21,7 @@ from resilient.call import Call
 from resilient.counter import Counter
 from resilient.errors import BulkheadFull
 from resilient.kinds import Gate
+from resilient.priority import _current
 from resilient.ticket import Ticket
 
 
@@ -39,13 +45,15 @@ class Bulkhead(Gate):
 
     Args:
         limit: How many, an int >= 1. There is no default: it depends on what is behind it.
-        queue: How many calls may wait for a permit, first come, first served. Default 0: refuse at once.
+        queue: How many calls may wait for a permit: those of a higher priority first, and within one first come,
+            first served. Default 0: refuse at once.
         wait: How long in seconds a call may wait at most; it never waits past its deadline. Default None: up
             to the deadline, and without end if there is none.
         name: What errors and events call this policy. Default: its repr.
 
     Raises:
-        BulkheadFull: All permits are taken and the queue is full, or the wait took too long.
+        BulkheadFull: All permits are taken and the queue is full, the wait took too long, or a call of a higher
+            priority took the place in the queue.
 
     Emits:
         BulkheadRejected, BulkheadQueued.
@@ -67,7 +75,7 @@ class Bulkhead(Gate):
 
     def _fill(self) -> None:
         self._permits: deque[None] = deque([None] * self.limit)
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[_Place] = deque()
         self._filled_at = runtime.now()
 
     holds = True
@@ -95,7 +103,9 @@ class Bulkhead(Gate):
         with self._lock:
             granted = ticket.granted
             if not granted and ticket in self._waiting:
-                self._waiting.remove(ticket)
+                self._waiting.remove(ticket)  # type: ignore[arg-type]  # it is there
+        if ticket.error is not None:  # displaced just before: there is no permit, and the refusal is counted
+            return ticket.error
         if granted:  # just as the caller gave up: the permit goes to the next one
             self._release(self._filled_at)
         if ticket.cancelled:
@@ -119,22 +129,36 @@ class Bulkhead(Gate):
     def _queue_up(self, now: float) -> Ticket | None:
         expires_at = deadline.tightest(None if self.wait is None else now + self.wait)
         own = None if self.wait is None else now + self.wait
+        late = expires_at is not None and expires_at <= now
         with self._lock:
-            position = len(self._waiting) + 1
-            late = expires_at is not None and expires_at <= now
-            ticket = Ticket(expires_at=expires_at)
+            waiting = self._waiting
+            ticket = _Place(expires_at=expires_at)
             ticket.value = expires_at != own
-            self._waiting.append(ticket)
+            ticket.rank = rank = -_current.get()
+            if not waiting or waiting[-1].rank <= rank:
+                waiting.append(ticket)
+                position = len(waiting)
+            else:
+                position = bisect_right(waiting, rank, key=_rank) + 1
+                waiting.insert(position - 1, ticket)
             # A permit may have come back just before the ticket was in the queue. It is looked for even if the
             # queue turns out to be full, because the one who brought it back saw nobody waiting.
             self._hand_out()
             if ticket.granted:
                 return None
-            if position > self.queue or late:
-                self._waiting.remove(ticket)
-        if position > self.queue:
+            full = len(waiting) > self.queue
+            displaces = full and not late and waiting[-1] is not ticket
+            if displaces:
+                last = waiting.pop()
+                last.error = BulkheadFull("a call of a higher priority took the place", policy=self.label)
+                last.grant()
+            elif full or late:
+                waiting.remove(ticket)
+        if displaces:
+            self._refused("displaced")
+        elif full:
             raise self._refusal("full", f"all {self.limit} permits are taken")
-        if late:
+        elif late:
             raise self._refusal("deadline", "the deadline leaves no time to wait")
         self.emit(events.BulkheadQueued, position=position)
         return ticket
@@ -152,7 +176,7 @@ class Bulkhead(Gate):
                 self._hand_out()
 
     def _hand_over(self) -> bool:
-        """Give one permit to the caller that has waited longest; False if nobody is left who waits."""
+        """Give one permit to the head of the queue; False if nobody is left who waits."""
         while self._waiting:
             if self._waiting.popleft().grant():
                 return True
@@ -177,6 +201,25 @@ class Bulkhead(Gate):
         self._release(started)
 
     def _refusal(self, reason: str, sentence: str) -> BulkheadFull:
+        self._refused(reason)
+        return BulkheadFull(sentence, policy=self.label)
+
+    def _refused(self, reason: str) -> None:
         self._rejected.add()
         self.emit(events.BulkheadRejected, reason=reason)
-        return BulkheadFull(sentence, policy=self.label)
+
+
+class _Place(Ticket):
+    """A place in the queue.
+
+    Attributes:
+        rank: By which the queue is sorted: the smaller, the further ahead.
+    """
+
+    __slots__ = ("rank",)
+
+    rank: int
+
+
+def _rank(place: _Place) -> int:
+    return place.rank

@@ -89,7 +89,7 @@ class Fallback(Value):
             return MISSING
         self._used.add()
         self.emit(events.FallbackUsed, error=type(error).__name__)
-        return alternative(*call.args, **call.kwargs) if callable(alternative) else alternative
+        return call.edge.alternative(alternative, call)
 
     def statistics(self) -> FallbackStatistics:
         """Return how often a fallback was used."""

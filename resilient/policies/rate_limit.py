@@ -283,7 +283,36 @@ class RateLimit(Gate):
             hash(key)
         except TypeError:
             raise TypeError(f"{self.label}: key= returned {type(key).__name__}, which is not hashable") from None
+        if call.edge.notes_keys:
+            call.note_key(self, key)  # type: ignore[attr-defined]
         return key
+
+    def left(self, key: Hashable = None) -> tuple[int, float]:
+        """Tell how much of the limit is left.
+
+        Args:
+            key: What the limit is counted by, as `key=` returns it; None for a limit without keys.
+
+        Returns:
+            How many calls may start now; and in how many seconds there will be more if that is none, else in how
+            many the limit will be untouched again.
+        """
+        at = int(runtime.now() * _MICRO + 0.5) * self._limit
+        if self._lone:
+            held = self._baton.hold()
+            self._give(held)
+            drained_at: float | None = at + self._capacity if held is None else held
+        else:
+            drained_at = self._drained.get(key)
+            if drained_at is None and len(self._drained) >= self.max_keys:
+                drained_at = self._drained.get(OVERFLOW)
+        if drained_at is None or drained_at <= at:
+            return self.burst, 0.0
+        debt = drained_at - at
+        calls = (self._capacity - debt) // self._period
+        if calls >= 1:
+            return int(calls), debt / self._limit / _MICRO
+        return 0, self._seconds(debt + self._period - self._capacity)
 
     def _debt_of(self, call: Call) -> int:
         cost = _ask(self.cost, "cost", call)

@@ -19,6 +19,7 @@ _WARNINGS = (
     events.CacheRefreshFailed,
     events.CircuitOpened,
     events.CircuitRejected,
+    events.LoadShedRejected,
     events.PartitionsFull,
     events.RateLimitRejected,
     events.ReplicaEjected,

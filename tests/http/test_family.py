@@ -17,9 +17,11 @@ from resilient import Bulkhead, CircuitBreaker, Fallback, RateLimit, Retry, Time
 from resilient.errors import (
     BulkheadFull,
     CircuitOpen,
+    Draining,
     RateLimited,
     Rejected,
     ResilientError,
+    Shed,
     ThreadsExhausted,
     TimedOut,
 )
@@ -27,7 +29,7 @@ from resilient.http import family as family_module
 from resilient.testing import capture_events
 
 PACKAGE = Path(resilient.__file__).parent
-REFUSALS = [Rejected, CircuitOpen, RateLimited, BulkheadFull, ThreadsExhausted]
+REFUSALS = [Rejected, CircuitOpen, RateLimited, BulkheadFull, Shed, Draining, ThreadsExhausted]
 
 
 # -- errors ---------------------------------------------------------------------------------------------------

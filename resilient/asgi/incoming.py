@@ -1,0 +1,73 @@
+"""The deadline that the caller of a request has set for it."""
+
+from typing import Any
+
+from resilient import deadline, events, options, timers
+from resilient.asgi.exchange import AsgiCall, Scope
+from resilient.call import AsyncNext
+from resilient.deadline import Deadline
+from resilient.errors import TimedOut
+from resilient.http.deadline_header import DeadlineHeader
+from resilient.kinds import Scope as Timed
+
+
+class Incoming(Timed):
+    """Limits requests by the time that their callers are willing to wait, as they say in a header.
+
+    The time counts from the arrival of the request. A caller can only shorten what is done for it.
+
+    Args:
+        header: The name of the header: `"grpc-timeout"`, one that ends in `-ms`, or one in seconds.
+        cap: The longest time in seconds that a caller can ask for.
+        margin: The seconds by which to be done sooner, for the way back. What cannot be done then is not begun.
+    """
+
+    def __init__(self, header: str, *, cap: options.Seconds = 60.0, margin: options.Seconds = 0.02) -> None:
+        super().__init__(name="deadline of the caller")
+        self.header = header
+        self.cap = options.seconds("ResilienceMiddleware", "max_deadline", cap)
+        self.margin = options.seconds("ResilienceMiddleware", "deadline_margin", margin, zero=True)
+        self._parser = DeadlineHeader.of(header)
+        self._name = self._parser.name.encode("ascii")
+
+    def limit(self) -> float:
+        return self.cap
+
+    def timed_out(self, *, tell: bool = True) -> TimedOut:
+        if tell:
+            self.emit(events.TimeoutExpired, seconds=self.cap)
+        return TimedOut(policy=self.label)
+
+    def asked(self, scope: Scope) -> float | None:
+        """Return how many seconds the caller leaves us; None if it does not say, or nothing that makes sense."""
+        values = [value for name, value in scope["headers"] if name == self._name]
+        seconds = self._parser.parse(values[0]) if len(values) == 1 else None
+        return None if seconds is None else min(seconds, self.cap) - self.margin
+
+    def around(self, chain: AsyncNext) -> AsyncNext:
+        """Return a chain that ends at the deadline of the caller.
+
+        It raises TimedOut when that has passed, and at once if there is too little time to begin with.
+        """
+
+        async def limited(call: AsgiCall) -> Any:
+            seconds = self.asked(call.scope)
+            if seconds is None:
+                return await chain(call)
+            if seconds <= 0:
+                raise self.timed_out()
+            token = deadline._current.set(Deadline(call.now + seconds, self, call.around))
+            try:
+                timer = timers.begin(self, self.cap, call.now, self._queues)
+                assert timer is not None  # noqa: S101 - no timer has the deadline that was set just now
+                try:
+                    result = await chain(call)
+                except BaseException as error:
+                    timer.end(error)
+                    raise
+                timer.end(None)
+                return result
+            finally:
+                deadline._current.reset(token)
+
+        return limited  # type: ignore[return-value]

@@ -1,0 +1,176 @@
+"""Rate limits as dependencies of FastAPI.
+
+    app = FastAPI()
+    install(app)
+
+    @app.get("/search", dependencies=[Depends(limit("5/minute"))])
+    async def search(q: str): ...
+
+The route needs no parameter for it. What is left of a limit is told in the fields of every response, whether the
+route returns a value or a `Response` or raises an `HTTPException`; for that there is `install`, as a dependency
+does not see what is sent. A request that is over the limit is refused as by the middleware, before the route is
+called, and the 429 is in the OpenAPI schema.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.exceptions import WebSocketException
+from starlette.requests import HTTPConnection
+
+from resilient.asgi.clients import client_address
+from resilient.asgi.limits import NOTED
+from resilient.asgi.middleware import REFUSED, ResilienceMiddleware
+from resilient.errors import RateLimited
+from resilient.pipeline import Pipeline
+from resilient.policies.rate_limit import RateLimit
+from resilient.policy import Policy
+from resilient.rate import Rate
+
+__all__ = ["Limit", "install", "limit"]
+
+_TRY_AGAIN_LATER = 1013
+_PROBLEM = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "violated-policies": {"type": "array", "items": {"type": "string"}},
+    },
+}
+_RESPONSE: dict[str, Any] = {
+    "description": "Too many requests",
+    "headers": {
+        "Retry-After": {"description": "In how many seconds to try again", "schema": {"type": "integer"}},
+        "RateLimit": {"description": "What is left of the limits", "schema": {"type": "string"}},
+        "RateLimit-Policy": {"description": "What the limits are", "schema": {"type": "string"}},
+    },
+    "content": {"application/problem+json": {"schema": _PROBLEM}},
+}
+
+
+class Limit:
+    """A dependency that counts requests by a rate limit; made by `limit`.
+
+    Args:
+        policy: The limit; share the object to share what is left.
+    """
+
+    def __init__(self, policy: RateLimit) -> None:
+        self.policy = policy
+
+    def __repr__(self) -> str:
+        return f"Limit({self.policy!r})"
+
+    async def __call__(self, connection: HTTPConnection) -> None:
+        """Count a request, or the handshake of a websocket.
+
+        Raises:
+            RateLimited: There were too many, for the middleware to answer.
+            WebSocketException: The same for a websocket, which FastAPI refuses by it.
+            RuntimeError: `install` was not called.
+        """
+        scope = connection.scope
+        try:
+            await self.policy.acall(_admitted, scope)
+        except RateLimited as error:
+            if scope["type"] == "websocket":
+                raise WebSocketException(_TRY_AGAIN_LATER, "Quota exceeded") from error
+            scope[REFUSED] = error
+            raise
+        finally:
+            if scope["type"] == "http":
+                self._note(scope)
+
+    def _note(self, scope: Any) -> None:
+        if NOTED not in scope:
+            raise RuntimeError(
+                f"{self!r} needs the middleware: call resilient.fastapi.install(app) where you make the "
+                "application"
+            )
+        scope[NOTED].append((self.policy, None if self.policy.key is None else self.policy.key(scope)))
+
+
+def limit(
+    rate: str | Rate | RateLimit,
+    *,
+    key: Callable[[Any], Hashable] | None = client_address,
+    burst: int | None = None,
+    name: str | None = None,
+) -> Limit:
+    """Return a dependency that lets so many requests through in so much time, as in `Depends(limit("5/minute"))`.
+
+    Each one that is made has a state of its own; use it at several routes to have them share it.
+
+    Args:
+        rate: How many requests: `"100/minute"`, a `Rate`, or a `RateLimit`, which then has all other options
+            itself.
+        key: What they are counted by, a function of the scope; None counts all of them together. Default
+            `client_address`, the peer: see it for services behind a proxy.
+        burst: How many may come at once after a quiet time. Default: as many as the rate names.
+        name: What the limit is called in the `RateLimit` fields. Default `"default"`.
+
+    Raises:
+        ValueError: A bad option.
+        TypeError: An option of the wrong type.
+    """
+    if isinstance(rate, RateLimit):
+        return Limit(rate)
+    return Limit(RateLimit(rate, key=key, burst=burst, name=name))
+
+
+def install(app: FastAPI, *, pipeline: Policy | None = None, **options: Any) -> None:
+    """Add the middleware that the limits of an application need, and their 429 to its OpenAPI schema.
+
+    Args:
+        app: The application.
+        pipeline: A pipeline for all its requests. Default None: none but the limits of the routes.
+        **options: Those of `ResilienceMiddleware`.
+
+    Raises:
+        TypeError: No application of FastAPI, or a bad option.
+        ValueError: A bad option.
+        RuntimeError: The application has begun to serve.
+    """
+    if not isinstance(app, FastAPI):
+        raise TypeError(f"install: app={app!r} is not allowed; give an application of FastAPI")
+    _LimitsMiddleware(app, pipeline=pipeline or Pipeline(), **options)  # a bad option is refused here and now
+    app.add_middleware(_LimitsMiddleware, pipeline=pipeline or Pipeline(), **options)
+    schema_of = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = schema_of()
+        for route in app.routes:
+            if isinstance(route, APIRoute) and any(_limits_of(route.dependant)):
+                for method in route.methods or ():
+                    operation = schema["paths"].get(route.path_format, {}).get(method.lower())
+                    if operation is not None:
+                        operation["responses"].setdefault("429", _RESPONSE)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class _LimitsMiddleware(ResilienceMiddleware):
+    """The middleware, with a place in the scope where dependencies note what they have counted by."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope.setdefault(NOTED, [])
+        await super().__call__(scope, receive, send)
+
+
+async def _admitted(_scope: Any) -> None:
+    """Stand in for the function that a limit guards."""
+
+
+def _limits_of(dependant: Dependant) -> Iterator[Limit]:
+    for each in dependant.dependencies:
+        if isinstance(each.call, Limit):
+            yield each.call
+        yield from _limits_of(each)
