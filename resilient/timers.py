@@ -13,10 +13,12 @@ import asyncio
 import threading
 import weakref
 from asyncio import CancelledError, current_task, get_running_loop
+from bisect import insort
 from collections import deque
 from contextvars import Token
+from operator import attrgetter
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from resilient import runtime
 from resilient.deadline import Deadline, _current, tighten
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _new = object.__new__
+_AT = attrgetter("at")
 
 
 class Timer(Deadline):
@@ -74,27 +77,40 @@ class TimerQueue:
         loop: The loop whose tasks are cancelled; only weakly referenced.
     """
 
-    __slots__ = ("armed", "knows_thread", "loop", "pending")
+    __slots__ = ("armed_for", "knows_thread", "loop", "pending")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = weakref.ref(loop)
         self.pending: deque[Timer] = deque()
-        self.armed = False
+        self.armed_for: float | None = None  # the time at which the loop is going to look at the head of the queue
         self.knows_thread = hasattr(loop, "_thread_id")  # asyncio's own loops do, uvloop's do not
 
-    def arm(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
-        """Have the loop look at the head of the queue after so many seconds."""
-        self.armed = True
-        loop.call_later(delay, self._fire, loop)
+    def arm(self, loop: asyncio.AbstractEventLoop, at: float, now: float) -> None:
+        """Have the loop look at the head of the queue at this time."""
+        self.armed_for = at
+        loop.call_later(max(0.0, at - now), self._fire, loop, at)
 
-    def _fire(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.armed = False
+    def insert(self, timer: "Timer", loop: asyncio.AbstractEventLoop) -> None:
+        """Add a timer that was set earlier than now, and may come before others."""
+        pending = self.pending
+        timer.pending = pending
+        if pending and timer.at < pending[-1].at:
+            insort(pending, timer, key=_AT)
+        else:
+            pending.append(timer)
+        if self.armed_for is None or timer.at < self.armed_for:
+            self.arm(loop, timer.at, runtime.now())
+
+    def _fire(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        if at != self.armed_for:  # it has been armed again since, for an earlier time
+            return
+        self.armed_for = None
         now = runtime.now()
         pending = self.pending
         while pending:
             head = pending[0]
             if head.task is not None and head.at > now:
-                self.arm(loop, head.at - now)
+                self.arm(loop, head.at, now)
                 return
             pending.popleft().expire()
 
@@ -123,6 +139,74 @@ class TimerQueues:
     def after_fork(self) -> None:
         """Make a new lock, as the old one may be held by a thread that the child does not have."""
         self._lock = threading.Lock()
+
+
+class Alarm(Timer):
+    """A deadline for one step after another on asyncio, such as the chunks of a body; each is a `with` block.
+
+    It stays in its queue between the steps, as to queue costs more than all the rest, but cancels only a task that
+    is in a step. It is in force there and nowhere else, so it is never the current deadline.
+
+    Attributes:
+        cancelled_caught: Whether it has ended the last step.
+    """
+
+    __slots__ = ("_asked", "_loop", "cancelled_caught")
+
+    _loop: "asyncio.AbstractEventLoop | None"
+    _asked: bool
+    cancelled_caught: bool
+
+    def __init__(self, limit: Deadline) -> None:
+        super().__init__(limit.at, limit.scope)
+        self.task = self.pending = self._loop = None
+
+    def __enter__(self) -> Self:
+        task = current_task()
+        if task is None:
+            raise RuntimeError(f"{self.scope!r} limits the time of a task, and there is none")
+        loop = task.get_loop()
+        if self.pending is None or self._loop is not loop:
+            self._loop = loop
+            queue = self.scope._queues.last
+            if queue is None or queue.loop() is not loop:
+                queue = self.scope._queues.of(loop)
+            queue.insert(self, loop)
+        self.cancelled_caught = self._asked = False
+        self._cancelling = task.cancelling()
+        self.task = task
+        return self
+
+    def expire(self) -> None:
+        self._asked = self.task is not _NOBODY
+        super().expire()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        task, self.task = self.task, _NOBODY
+        if self._asked and task.uncancel() <= self._cancelling:
+            self.cancelled_caught = isinstance(error, CancelledError)
+            return self.cancelled_caught
+        return False
+
+    def disarm(self) -> None:
+        """Leave the queue after the last step; one that is under way goes on and keeps its limit."""
+        pending = self.pending
+        if self.task is _NOBODY and pending is not None:
+            self.task = self.pending = None
+            if pending[-1] is self:
+                pending.pop()
+            while pending and pending[0].task is None:
+                pending.popleft()
+
+
+class _Nobody:
+    """Who is in a step while nobody is."""
+
+    def cancel(self) -> None:
+        """Cancel nobody."""
+
+
+_NOBODY: Any = _Nobody()
 
 
 class TrioTimer:
@@ -186,8 +270,8 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
         raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     if queue is None:
         queue = queues.of(loop)
-    if not queue.armed:
-        queue.arm(loop, at - now)
+    if queue.armed_for is None:
+        queue.arm(loop, at, now)
     mine: Timer = _new(Timer)  # filled in here: on CPython 3.11 an __init__ costs as much as a policy
     mine.at = at
     mine.scope = scope

@@ -13,7 +13,8 @@ thread that is reading from the same connection.
 import sys
 from typing import Any
 
-from resilient import deadline, runtime
+from resilient import runtime
+from resilient.deadline import _current
 
 _PIECE = 64 * 1024
 
@@ -54,7 +55,7 @@ class _Guarded:
         The error is httpcore's own, as it can reach other requests on the same HTTP/2 connection: whose deadline
         it was is said further out.
         """
-        limit = deadline.current()
+        limit = _current.get()
         if limit is None:
             return timeout
         left = limit.at - runtime.now()
@@ -85,7 +86,7 @@ class _Connection(_Guarded):
         return self._inner.read(max_bytes, timeout=self._left(timeout, "ReadTimeout"))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if deadline.current() is None:
+        if _current.get() is None:
             self._inner.write(buffer, timeout=timeout)
             return
         for start in range(0, len(buffer), _PIECE):  # the connection looks at the clock for each write only
