@@ -91,7 +91,7 @@ class TimerQueue:
         loop.call_later(max(0.0, at - now), self._fire, loop, at)
 
     def insert(self, timer: "Timer", loop: asyncio.AbstractEventLoop) -> None:
-        """Add a timer that was set earlier than now, and may come before others."""
+        """Add an alarm; it may come before others, which `begin` knows that its timers do not."""
         pending = self.pending
         timer.pending = pending
         if pending and timer.at < pending[-1].at:
@@ -151,27 +151,29 @@ class Alarm(Timer):
         cancelled_caught: Whether it has ended the last step.
     """
 
-    __slots__ = ("_asked", "_loop", "cancelled_caught")
+    __slots__ = ("_asked", "_queue", "cancelled_caught")
 
-    _loop: "asyncio.AbstractEventLoop | None"
+    _queue: "TimerQueue | None"  # not the loop, which is not to be kept alive by what nobody reads any more
     _asked: bool
     cancelled_caught: bool
 
     def __init__(self, limit: Deadline) -> None:
-        super().__init__(limit.at, limit.scope)
-        self.task = self.pending = self._loop = None
+        self.at = limit.at
+        self.scope = limit.scope
+        self.task = self.pending = self._queue = None
 
     def __enter__(self) -> Self:
         task = current_task()
         if task is None:
             raise RuntimeError(f"{self.scope!r} limits the time of a task, and there is none")
         loop = task.get_loop()
-        if self.pending is None or self._loop is not loop:
-            self._loop = loop
-            queue = self.scope._queues.last
+        queue = self._queue
+        if self.pending is None or queue is None or queue.loop() is not loop:
+            queue = self.scope._alarms.last
             if queue is None or queue.loop() is not loop:
-                queue = self.scope._queues.of(loop)
+                queue = self.scope._alarms.of(loop)
             queue.insert(self, loop)
+            self._queue = queue
         self.cancelled_caught = self._asked = False
         self._cancelling = task.cancelling()
         self.task = task
@@ -183,7 +185,7 @@ class Alarm(Timer):
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         task, self.task = self.task, _NOBODY
-        if self._asked and task.uncancel() <= self._cancelling:
+        if self._asked and task is not None and task.uncancel() <= self._cancelling:
             self.cancelled_caught = isinstance(error, CancelledError)
             return self.cancelled_caught
         return False

@@ -11,6 +11,7 @@ thread that is reading from the same connection.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from resilient import runtime
@@ -82,6 +83,11 @@ class _Network(_Guarded):
 class _Connection(_Guarded):
     """A connection that keeps the deadline of whoever is using it."""
 
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.close: Callable[[], None] = inner.close
+        self.get_extra_info: Callable[[str], Any] = inner.get_extra_info
+
     def read(self, max_bytes: int, timeout: float | None = None) -> Any:
         return self._inner.read(max_bytes, timeout=self._left(timeout, "ReadTimeout"))
 
@@ -96,9 +102,3 @@ class _Connection(_Guarded):
     def start_tls(self, *arguments: Any, timeout: float | None = None, **options: Any) -> "_Connection":
         left = self._left(timeout, "ConnectTimeout")
         return _Connection(self._inner.start_tls(*arguments, timeout=left, **options))
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)

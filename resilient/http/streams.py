@@ -187,8 +187,11 @@ class AsyncWatch(Watch):
             if limit is None:
                 chunk: bytes | None = await anext(chunks, None)
             else:
+                alarm = self._alarm
+                if alarm is None or alarm.at != limit.at:
+                    alarm = self._until(limit)
                 try:
-                    with self._until(limit) as scope:
+                    with alarm as scope:
                         chunk = await anext(chunks, None)
                 except Exception as error:
                     if not self._is_due(limit, error):
@@ -212,13 +215,13 @@ class AsyncWatch(Watch):
         raise self._timed_out(limit) from cause
 
     def _until(self, limit: Deadline) -> Any:
-        """Return what ends a step of the running task at this time; on asyncio it is the same for all steps."""
-        alarm = self._alarm
-        if alarm is None or alarm.at != limit.at:
-            if runtime.in_trio():
-                return anyio.move_on_after(limit.at - runtime.now())
-            alarm = self._alarm = Alarm(limit)
-        return alarm
+        """Return what ends a step of the running task in time; on asyncio it is kept for the steps that follow."""
+        if runtime.in_trio():
+            return anyio.move_on_after(limit.at - runtime.now())
+        if self._alarm is not None:  # the limit has changed
+            self._alarm.disarm()
+        self._alarm = Alarm(limit)
+        return self._alarm
 
     async def aclose(self) -> None:
         """Release the connection."""
