@@ -90,16 +90,24 @@ class TimerQueue:
         self.armed_for = at
         loop.call_later(max(0.0, at - now), self._fire, loop, at)
 
-    def insert(self, timer: "Timer", loop: asyncio.AbstractEventLoop) -> None:
+    def insert(self, alarm: "Alarm") -> None:
         """Add an alarm; it may come before others, which `begin` knows that its timers do not."""
-        pending = self.pending
-        timer.pending = pending
-        if pending and timer.at < pending[-1].at:
-            insort(pending, timer, key=_AT)
+        pending = alarm.pending = self.pending
+        if pending and alarm.at < pending[-1].at:
+            insort(pending, alarm, key=_AT)
         else:
-            pending.append(timer)
-        if self.armed_for is None or timer.at < self.armed_for:
-            self.arm(loop, timer.at, runtime.now())
+            pending.append(alarm)
+        loop = self.loop()
+        if loop is not None and (self.armed_for is None or alarm.at < self.armed_for):
+            self.arm(loop, alarm.at, runtime.now())
+
+    def running_task(self) -> "asyncio.Task[Any] | None":
+        """Return the task that runs in this thread if its loop is this one, and if that is quick to see."""
+        its_loop = self.loop
+        loop = its_loop()
+        if loop is None or not self.knows_thread or loop._thread_id != get_ident():  # type: ignore[attr-defined]
+            return None
+        return current_task(loop)
 
     def _fire(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
         if at != self.armed_for:  # it has been armed again since, for an earlier time
@@ -151,29 +159,26 @@ class Alarm(Timer):
         cancelled_caught: Whether it has ended the last step.
     """
 
-    __slots__ = ("_asked", "_queue", "cancelled_caught")
+    __slots__ = ("_asked", "cancelled_caught")
 
-    _queue: "TimerQueue | None"  # not the loop, which is not to be kept alive by what nobody reads any more
     _asked: bool
     cancelled_caught: bool
 
     def __init__(self, limit: Deadline) -> None:
         self.at = limit.at
         self.scope = limit.scope
-        self.task = self.pending = self._queue = None
+        self.task = self.pending = None
 
     def __enter__(self) -> Self:
-        task = current_task()
-        if task is None:
-            raise RuntimeError(f"{self.scope!r} limits the time of a task, and there is none")
-        loop = task.get_loop()
-        queue = self._queue
-        if self.pending is None or queue is None or queue.loop() is not loop:
-            queue = self.scope._alarms.last
-            if queue is None or queue.loop() is not loop:
-                queue = self.scope._alarms.of(loop)
-            queue.insert(self, loop)
-            self._queue = queue
+        queue = self.scope._alarms.last
+        task = None if queue is None else queue.running_task()
+        if queue is None or task is None:
+            task = current_task()
+            if task is None:
+                raise RuntimeError(f"{self.scope!r} limits the time of a task, and there is none")
+            queue = self.scope._alarms.of(task.get_loop())
+        if self.pending is not queue.pending:
+            queue.insert(self)
         self.cancelled_caught = self._asked = False
         self._cancelling = task.cancelling()
         self.task = task
