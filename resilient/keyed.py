@@ -63,8 +63,9 @@ class Keyed(Policy):
             partition = self._last
             if partition is None or partition.key != key:
                 partition = self._partition(key)
-            linked = partition.links.get(slot)
-            if linked is None:
+            try:
+                linked = partition.links[slot]
+            except KeyError:
                 linked = partition.links.setdefault(slot, with_own_code(partition.policy.link(nxt, edge)))
             return linked(call)
 
@@ -79,8 +80,9 @@ class Keyed(Policy):
             partition = self._last
             if partition is None or partition.key != key:
                 partition = self._partition(key)
-            linked = partition.links.get(slot)
-            if linked is None:
+            try:
+                linked = partition.links[slot]
+            except KeyError:
                 linked = partition.links.setdefault(slot, with_own_code(partition.policy.alink(nxt, edge)))
             return cast("Awaitable[Any]", linked(call))
 

@@ -486,6 +486,7 @@ class Scope(Policy):
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self._queues = timers.TimerQueues()
+        self._alarms = timers.TimerQueues()
         self._abandoned = 0
 
     @abstractmethod
@@ -504,10 +505,17 @@ class Scope(Policy):
         # whichever deadline comes first, and all that runs between the two looks at the deadline by itself.
         # An edge that keeps deadlines needs no thread at all.
         if not self.interrupt or edge.keeps_deadlines or getattr(nxt, "interrupts", False):
-            current, mine = deadline._current, self._deadline_function()
+            seconds, current, new = self.limit(), deadline._current, object.__new__
 
+            # deadline.tighten() and deadline.published(), in place, as this runs for every call.
             def publish(call: Call) -> Any:
-                token = current.set(mine(call.now))  # deadline.published(), in place
+                outer, at = current.get(), call.now + seconds
+                if outer is None or outer.at > at:
+                    mine = new(Deadline)
+                    mine.at, mine.scope, mine.outer = at, self, outer
+                else:
+                    mine = deadline.tighten(self, seconds, call.now)
+                token = current.set(mine)
                 try:
                     return nxt(call)
                 finally:
@@ -547,10 +555,16 @@ class Scope(Policy):
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         seconds, queues, begin = self.limit(), self._queues, timers.begin
-        current, mine = deadline._current, self._deadline_function()
+        current, new = deadline._current, object.__new__
 
         async def publish(call: Call) -> Any:
-            token = current.set(mine(call.now))
+            outer, at = current.get(), call.now + seconds
+            if outer is None or outer.at > at:
+                mine = new(Deadline)
+                mine.at, mine.scope, mine.outer = at, self, outer
+            else:
+                mine = deadline.tighten(self, seconds, call.now)
+            token = current.set(mine)
             try:
                 return await nxt(call)
             finally:
@@ -575,20 +589,6 @@ class Scope(Policy):
             return covered(publish, nxt)
         scope.interrupts = True  # type: ignore[attr-defined]
         return scope
-
-    def _deadline_function(self) -> Callable[[float], Deadline]:
-        """Return `deadline.tighten` for this scope, in one piece as it is called for every call."""
-        seconds, current, new = self.limit(), deadline._current, object.__new__
-
-        def tighten(now: float) -> Deadline:
-            outer = current.get()
-            if outer is not None and outer.at <= now + seconds:
-                return deadline.tighten(self, seconds, now)
-            mine = new(Deadline)
-            mine.at, mine.scope, mine.outer = now + seconds, self, outer
-            return mine
-
-        return tighten
 
     def block(self) -> AbstractContextManager[None]:
         if self.interrupt:
@@ -643,6 +643,7 @@ class Scope(Policy):
     def after_fork(self) -> None:
         super().after_fork()
         self._queues.after_fork()
+        self._alarms.after_fork()
         self._abandoned = 0  # threads do not survive a fork
 
 

@@ -13,10 +13,12 @@ import asyncio
 import threading
 import weakref
 from asyncio import CancelledError, current_task, get_running_loop
+from bisect import insort
 from collections import deque
 from contextvars import Token
+from operator import attrgetter
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from resilient import runtime
 from resilient.deadline import Deadline, _current, tighten
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _new = object.__new__
+_AT = attrgetter("at")
 
 
 class Timer(Deadline):
@@ -79,27 +82,48 @@ class TimerQueue:
         loop: The loop whose tasks are cancelled; only weakly referenced.
     """
 
-    __slots__ = ("armed", "knows_thread", "loop", "pending")
+    __slots__ = ("armed_for", "knows_thread", "loop", "pending")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = weakref.ref(loop)
         self.pending: deque[Timer] = deque()
-        self.armed = False
+        self.armed_for: float | None = None  # the time at which the loop is going to look at the head of the queue
         self.knows_thread = hasattr(loop, "_thread_id")  # asyncio's own loops do, uvloop's do not
 
-    def arm(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
-        """Have the loop look at the head of the queue after so many seconds."""
-        self.armed = True
-        loop.call_later(delay, self._fire, loop)
+    def arm(self, loop: asyncio.AbstractEventLoop, at: float, now: float) -> None:
+        """Have the loop look at the head of the queue at this time."""
+        self.armed_for = at
+        loop.call_later(max(0.0, at - now), self._fire, loop, at)
 
-    def _fire(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.armed = False
+    def insert(self, alarm: "Alarm") -> None:
+        """Add an alarm; it may come before others, which `begin` knows that its timers do not."""
+        pending = alarm.pending = self.pending
+        if pending and alarm.at < pending[-1].at:
+            insort(pending, alarm, key=_AT)
+        else:
+            pending.append(alarm)
+        loop = self.loop()
+        if loop is not None and (self.armed_for is None or alarm.at < self.armed_for):
+            self.arm(loop, alarm.at, runtime.now())
+
+    def running_task(self) -> "asyncio.Task[Any] | None":
+        """Return the task that runs in this thread if its loop is this one, and if that is quick to see."""
+        its_loop = self.loop
+        loop = its_loop()
+        if loop is None or not self.knows_thread or loop._thread_id != get_ident():  # type: ignore[attr-defined]
+            return None
+        return current_task(loop)
+
+    def _fire(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        if at != self.armed_for:  # it has been armed again since, for an earlier time
+            return
+        self.armed_for = None
         now = runtime.now()
         pending = self.pending
         while pending:
             head = pending[0]
             if head.task is not None and head.at > now:
-                self.arm(loop, head.at - now)
+                self.arm(loop, head.at, now)
                 return
             pending.popleft().expire()
 
@@ -128,6 +152,73 @@ class TimerQueues:
     def after_fork(self) -> None:
         """Make a new lock, as the old one may be held by a thread that the child does not have."""
         self._lock = threading.Lock()
+
+
+class Alarm(Timer):
+    """A deadline for one step after another on asyncio, such as the chunks of a body; each is a `with` block.
+
+    It stays in its queue between the steps, as to queue costs more than all the rest, but cancels only a task that
+    is in a step. It is in force there and nowhere else, so it is never the current deadline.
+
+    Attributes:
+        cancelled_caught: Whether it has ended the last step.
+    """
+
+    __slots__ = ("_asked", "cancelled_caught")
+
+    _asked: bool
+    cancelled_caught: bool
+
+    def __init__(self, limit: Deadline) -> None:
+        self.at = limit.at
+        self.scope = limit.scope
+        self.task = self.pending = None
+
+    def __enter__(self) -> Self:
+        queue = self.scope._alarms.last
+        task = None if queue is None else queue.running_task()
+        if queue is None or task is None:
+            task = current_task()
+            if task is None:
+                raise RuntimeError(f"{self.scope!r} limits the time of a task, and there is none")
+            queue = self.scope._alarms.of(task.get_loop())
+        if self.pending is not queue.pending:
+            queue.insert(self)
+        self.cancelled_caught = self._asked = False
+        self._cancelling = task.cancelling()
+        self.task = task
+        return self
+
+    def expire(self) -> None:
+        self._asked = self.task is not _NOBODY
+        super().expire()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        task, self.task = self.task, _NOBODY
+        if self._asked and task is not None and task.uncancel() <= self._cancelling:
+            self.cancelled_caught = isinstance(error, CancelledError)
+            return self.cancelled_caught
+        return False
+
+    def disarm(self) -> None:
+        """Leave the queue after the last step; one that is under way goes on and keeps its limit."""
+        pending = self.pending
+        if self.task is _NOBODY and pending is not None:
+            self.task = self.pending = None
+            if pending[-1] is self:
+                pending.pop()
+            while pending and pending[0].task is None:
+                pending.popleft()
+
+
+class _Nobody:
+    """Who is in a step while nobody is."""
+
+    def cancel(self) -> None:
+        """Cancel nobody."""
+
+
+_NOBODY: Any = _Nobody()
 
 
 class TrioTimer:
@@ -192,8 +283,8 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
         raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     if queue is None:
         queue = queues.of(loop)
-    if not queue.armed:
-        queue.arm(loop, at - now)
+    if queue.armed_for is None:
+        queue.arm(loop, at, now)
     mine: Timer = _new(Timer)  # filled in here: on CPython 3.11 an __init__ costs as much as a policy
     mine.at = at
     mine.scope = scope

@@ -67,7 +67,23 @@ def origin(request: Any) -> str:
         request: A request of httpx or httpx2.
     """
     url = request.url
+    try:
+        parts = url._uri_reference  # private, but what is public takes as long as a policy
+        place = parts.scheme, parts.host, parts.port
+    except AttributeError:
+        return _origin(url)
+    last, found = _last[0]
+    if place != last:
+        found = _origin(url)
+        _last[0] = place, found
+    return found
+
+
+def _origin(url: Any) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii').lower()}"  # the clients leave IPv6 addresses as they are
+
+
+_last: list[tuple[Any, str]] = [(None, "")]  # where the last request went to, and its origin
 
 
 class HttpCall(Call):
@@ -246,8 +262,7 @@ class HttpEdge(Edge):
             return True
         return call.response is None and _was_not_processed(_event(error))  # else it was the body that broke
 
-    def key(self, call: Call) -> Hashable:
-        assert isinstance(call, HttpCall)  # noqa: S101
+    def key(self, call: HttpCall) -> Hashable:  # type: ignore[override]  # no other calls end here
         key = call.partition
         if key is None:
             key = call.partition = self.partition(call.request)
@@ -276,7 +291,7 @@ class HttpEdge(Edge):
                     if limit is not None and (
                         response.stream.__class__ is not byte_stream or runtime.now() >= limit.at
                     ):
-                        self._bound_body(call, response, limit, {})
+                        self._bound_body(call, response, limit)
                 else:
                     response = self._send_within(limit, call)
             except Exception as error:
@@ -309,7 +324,8 @@ class HttpEdge(Edge):
         finally:
             request.extensions = own.theirs
         if limit is not None:
-            self._bound_body(call, response, limit, timeouts)
+            total = self._bound_body(call, response, limit)
+            self._bound_reads(call, response, total, timeouts)
         watched = self._worth_buffering(call, response)
         if watched is not None:
             body = watched.buffer(self.buffer)
@@ -336,7 +352,7 @@ class HttpEdge(Edge):
                 if plain and (limit is None or _keeps(request, limit.at - call.now)):
                     response = call.response = await send(request)
                     if limit is not None and response.stream.__class__ is not byte_stream:
-                        self._bound_body(call, response, limit, {})
+                        self._bound_body(call, response, limit)
                 else:
                     response = await self._asend_within(limit, call)
             except Exception as error:
@@ -365,7 +381,8 @@ class HttpEdge(Edge):
         finally:
             request.extensions = own.theirs
         if limit is not None:
-            self._bound_body(call, response, limit, timeouts)
+            total = self._bound_body(call, response, limit)
+            self._bound_reads(call, response, total, timeouts)
         watched = self._worth_buffering(call, response)
         if watched is not None:
             body = await watched.buffer(self.buffer)
@@ -403,24 +420,35 @@ class HttpEdge(Edge):
             extensions["resilient.tried"] = call.replicas()
         return extensions, timeouts
 
-    def _bound_body(self, call: HttpCall, response: Any, limit: Deadline, timeouts: dict[str, Any]) -> None:
+    def _bound_body(self, call: HttpCall, response: Any, limit: Deadline) -> Deadline | None:
         """Have the body end by the deadline of the whole call; an attempt's was kept when the answer came.
 
         What is meant to go on (a protocol upgrade, server-sent events) has no deadline.
+
+        Returns:
+            That deadline, None if there is none or the body is in memory.
 
         Raises:
             TimedOut: The answer came too late, from a transport that does not look at its timeouts.
         """
         if runtime.now() >= limit.at:
             raise self.own(limit.due().timed_out(), call)
-        if response.stream.__class__ is self.byte_stream:
-            return
-        timeouts.clear()
-        timeouts.update(call.request.extensions.get("timeout") or {})  # transports look again before the body
-        total = None if _goes_on(response) else self._total(call, limit)
+        if response.stream.__class__ is self.byte_stream or _goes_on(response):
+            return None
+        total = self._total(call, limit)
         if total is not None:
-            _clip(timeouts, max(total.at - runtime.now(), CLOCKS_DIFFER))
             watch(self.family, response, call.request, self._watch_kind).limit = total
+        return total
+
+    def _bound_reads(
+        self, call: HttpCall, response: Any, total: Deadline | None, timeouts: dict[str, Any]
+    ) -> None:
+        """Replace the timeouts of an attempt by those for the body: transports look at them again before it."""
+        if response.stream.__class__ is not self.byte_stream:
+            timeouts.clear()
+            timeouts.update(call.request.extensions.get("timeout") or {})
+            if total is not None:
+                _clip(timeouts, max(total.at - runtime.now(), CLOCKS_DIFFER))
 
     def _total(self, call: HttpCall, limit: Deadline) -> Deadline | None:
         """Return the deadline of the whole call: the pipeline's outermost, or what was around it already."""
@@ -435,7 +463,10 @@ class HttpEdge(Edge):
     # -- releasing --------------------------------------------------------------------------------------------
 
     def released(self, result: Any) -> bool:
-        return result.stream.__class__ is self.byte_stream or _goes_on(result)
+        stream = result.stream
+        if stream.__class__ is self.byte_stream:
+            return True
+        return not (isinstance(stream, Watch) and stream.limit is not None) and _goes_on(result)
 
     def when_released(self, result: Any, callback: Callable[[BaseException | None], object]) -> None:
         watch(self.family, result, None, self._watch_kind).when_released(callback)

@@ -11,9 +11,11 @@ thread that is reading from the same connection.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from resilient import deadline, runtime
+from resilient import runtime
+from resilient.deadline import _current
 
 _PIECE = 64 * 1024
 
@@ -54,7 +56,7 @@ class _Guarded:
         The error is httpcore's own, as it can reach other requests on the same HTTP/2 connection: whose deadline
         it was is said further out.
         """
-        limit = deadline.current()
+        limit = _current.get()
         if limit is None:
             return timeout
         left = limit.at - runtime.now()
@@ -81,11 +83,16 @@ class _Network(_Guarded):
 class _Connection(_Guarded):
     """A connection that keeps the deadline of whoever is using it."""
 
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.close: Callable[[], None] = inner.close
+        self.get_extra_info: Callable[[str], Any] = inner.get_extra_info
+
     def read(self, max_bytes: int, timeout: float | None = None) -> Any:
         return self._inner.read(max_bytes, timeout=self._left(timeout, "ReadTimeout"))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if deadline.current() is None:
+        if _current.get() is None:
             self._inner.write(buffer, timeout=timeout)
             return
         for start in range(0, len(buffer), _PIECE):  # the connection looks at the clock for each write only
@@ -95,9 +102,3 @@ class _Connection(_Guarded):
     def start_tls(self, *arguments: Any, timeout: float | None = None, **options: Any) -> "_Connection":
         left = self._left(timeout, "ConnectTimeout")
         return _Connection(self._inner.start_tls(*arguments, timeout=left, **options))
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)

@@ -8,13 +8,14 @@ does: read to its end, broken, closed, or never read and collected.
 import functools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import anyio
 
-from resilient import deadline, runtime
-from resilient.deadline import Deadline
+from resilient import runtime
+from resilient.deadline import Deadline, _current
 from resilient.http.family import Family
+from resilient.timers import Alarm
 
 Released = Callable[[BaseException | None], object]
 
@@ -23,6 +24,9 @@ CLOCKS_DIFFER = 0.001
 
 CLOSE_SECONDS = 1.0
 """How long closing a connection may take when it can no longer be cancelled."""
+
+
+_NOTHING: Final[deque[bytes]] = deque()
 
 
 class Watch:
@@ -39,16 +43,18 @@ class Watch:
         tap: What is shown each chunk as it passes, or None.
     """
 
+    limit: Deadline | None = None
+    finished = False
+    tap: Callable[[bytes], object] | None = None
+    _chunks: Any = None
+    _ahead: deque[bytes] = _NOTHING  # what `buffer` has read
+    _alarm: Alarm | None = None
+
     def __init__(self, family: Family, stream: Any, request: Any) -> None:
         self.stream = stream
-        self.limit: Deadline | None = None
-        self.finished = False
-        self.tap: Callable[[bytes], object] | None = None
         self._family = family
         self._request = request
         self._callbacks: list[Released] = []
-        self._chunks: Any = None
-        self._ahead: deque[bytes] = deque()  # what `buffer` has read
 
     def when_released(self, callback: Released) -> None:
         """Call back once the body has ended: with the error that broke it, or None."""
@@ -56,17 +62,15 @@ class Watch:
 
     def release(self, error: BaseException | None) -> None:
         """Tell everybody who waits, but once."""
-        callbacks = self.__dict__.pop("_callbacks", ())  # in one step, as another thread may close it meanwhile
-        self._callbacks = []
-        for callback in callbacks:
+        if self._alarm is not None:
+            self._alarm.disarm()
+        callbacks = self._callbacks
+        while callbacks:
+            try:
+                callback = callbacks.pop(0)
+            except IndexError:  # another thread has closed it meanwhile
+                return
             callback(error)
-
-    def _passed(self, chunk: bytes | None) -> None:
-        if chunk is None:
-            self.finished = True
-            self.release(None)
-        elif self.tap is not None:
-            self.tap(chunk)
 
     def __del__(self) -> None:
         if self._callbacks:  # nobody has read or closed it
@@ -95,39 +99,47 @@ class SyncWatch(Watch):
 
     def buffer(self, bound: int) -> bytes | None:
         """Read the whole body now; None if it is longer than `bound` bytes, which is still read from the front."""
-        size = 0
+        size, ahead = 0, deque(self._ahead)
+        self._ahead = ahead
         while size <= bound:
             chunk = self._next()
             if chunk is None:
                 self.close()
-                return b"".join(self._ahead)
-            self._ahead.append(chunk)
+                return b"".join(ahead)
+            ahead.append(chunk)
             size += len(chunk)
         return None
 
     def _next(self) -> bytes | None:
-        if self._chunks is None:
-            self._chunks = iter(self.stream)
+        chunks, limit = self._chunks, self.limit
+        if chunks is None:
+            chunks = self._chunks = iter(self.stream)
         try:
-            chunk: bytes | None = next(self._chunks, None) if self.limit is None else self._next_within(self.limit)
+            chunk: bytes | None = next(chunks, None) if limit is None else self._next_within(limit, chunks)
         except BaseException as error:
             self.release(error)
             raise
-        self._passed(chunk)
+        if chunk is None:
+            self.finished = True
+            self.release(None)
+        elif self.tap is not None:
+            self.tap(chunk)
         return chunk
 
-    def _next_within(self, limit: Deadline) -> bytes | None:
-        around = deadline.current()
+    def _next_within(self, limit: Deadline, chunks: Iterator[bytes]) -> bytes | None:
+        around = _current.get()
         if around is not None and around.at < limit.at:
             limit = around
+        token = _current.set(limit)  # deadline.published(), in place
         try:
-            with deadline.published(limit):
-                chunk: bytes | None = next(self._chunks, None)
+            chunk = next(chunks, None)
         except Exception as error:
             if not self._is_due(limit, error):
                 raise
             self.stream.close()
             raise self._timed_out(limit) from error
+        finally:
+            _current.reset(token)
         if chunk is not None and runtime.now() >= limit.at:
             self.stream.close()
             raise self._timed_out(limit)
@@ -151,52 +163,71 @@ class AsyncWatch(Watch):
             while (chunk := await self._next()) is not None:
                 yield chunk
         finally:
-            await self._stop()
+            if not self.finished:
+                await self._stop()
 
     async def buffer(self, bound: int) -> bytes | None:
         """Read the whole body now; None if it is longer than `bound` bytes, which is still read from the front."""
-        size = 0
+        size, ahead = 0, deque(self._ahead)
+        self._ahead = ahead
         while size <= bound:
             chunk = await self._next()
             if chunk is None:
                 await self.aclose()
-                return b"".join(self._ahead)
-            self._ahead.append(chunk)
+                return b"".join(ahead)
+            ahead.append(chunk)
             size += len(chunk)
         return None
 
     async def _next(self) -> bytes | None:
-        if self._chunks is None:
-            self._chunks = self.stream.__aiter__()
+        chunks, limit = self._chunks, self.limit
+        if chunks is None:
+            chunks = self._chunks = self.stream.__aiter__()
         try:
-            chunk: bytes | None = (
-                await anext(self._chunks, None) if self.limit is None else await self._next_within(self.limit)
-            )
+            if limit is None:
+                chunk: bytes | None = await anext(chunks, None)
+            else:
+                alarm = self._alarm
+                if alarm is None or alarm.at != limit.at:
+                    alarm = self._until(limit)
+                try:
+                    with alarm as scope:
+                        chunk = await anext(chunks, None)
+                except Exception as error:
+                    if not self._is_due(limit, error):
+                        raise
+                    await self._time_out(limit, error)
+                if scope.cancelled_caught:
+                    await self._time_out(limit, None)
         except BaseException as error:
             self.release(error)
             raise
-        self._passed(chunk)
+        if chunk is None:
+            self.finished = True
+            self.release(None)
+        elif self.tap is not None:
+            self.tap(chunk)
         return chunk
 
-    async def _next_within(self, limit: Deadline) -> bytes | None:
-        cause = None
-        try:
-            with anyio.move_on_after(limit.at - runtime.now()) as scope:
-                chunk: bytes | None = await anext(self._chunks, None)
-            if not scope.cancelled_caught:
-                return chunk
-        except Exception as error:
-            if not self._is_due(limit, error):
-                raise
-            cause = error
+    async def _time_out(self, limit: Deadline, cause: BaseException | None) -> NoReturn:
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             await self.stream.aclose()
         raise self._timed_out(limit) from cause
 
+    def _until(self, limit: Deadline) -> Any:
+        """Return what ends a step of the running task in time; on asyncio it is kept for the steps that follow."""
+        if runtime.in_trio():
+            return anyio.move_on_after(limit.at - runtime.now())
+        if self._alarm is not None:  # the limit has changed
+            self._alarm.disarm()
+        self._alarm = Alarm(limit)
+        return self._alarm
+
     async def aclose(self) -> None:
         """Release the connection."""
         try:
-            await self._stop()
+            if not self.finished:
+                await self._stop()
             await self.stream.aclose()
         finally:
             self.release(None)

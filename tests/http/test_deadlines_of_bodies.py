@@ -183,6 +183,22 @@ def test_what_is_meant_to_go_on_has_no_deadline(kit, status, headers):
     kit.run(scenario)
 
 
+def test_the_deadline_of_a_body_may_change_while_it_is_read(kit):
+    async def scenario():
+        stub = kit.stub(lambda request: kit.response(200, *[1.0, b"x"] * 99))
+        response = await kit.send(kit.guard(stub, Timeout(50)), kit.request())
+        response.stream.limit = deadline.Deadline(5.5, Timeout(5.5, name="first"))
+        chunks = response.iter_raw() if kit.sync else response.aiter_raw()
+        for _ in range(3):
+            assert (next(chunks) if kit.sync else await anext(chunks)) == b"x"
+        response.stream.limit = deadline.Deadline(7.5, Timeout(7.5, name="second"))
+        with pytest.raises(TimedOut) as caught:
+            await kit.chunks(chunks)
+        assert (caught.value.policy, runtime.now()) == ("second", 8.0 if kit.sync else 7.5)
+
+    kit.run(scenario)
+
+
 def test_a_pipeline_of_its_own_scope_only(kit):
     async def scenario():
         stub = kit.stub(lambda request: kit.response(200, *[0.5, b"x"] * 9))

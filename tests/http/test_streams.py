@@ -121,19 +121,19 @@ def test_threads_that_read_and_close_release_once(family):
     """A21: a permit that comes back twice would let one too many in."""
     _, ours = family
 
-    class Contested(SyncWatch):
-        """Another thread comes along whenever something is about to be changed."""
+    class Contested(list):
+        """Another thread comes along whenever something is about to be taken."""
 
-        def __setattr__(self, name, value):
-            if name == "_callbacks" and not others:
+        def pop(self, index):
+            if not others:
                 others.append(True)
-                self.release(None)
-            super().__setattr__(name, value)
+                watched.release(None)
+            return super().pop(index)
 
-    released, others = [], [True]
-    watched = Contested(ours._FAMILY, None, None)
+    released, others = [], []
+    watched = SyncWatch(ours._FAMILY, None, None)
+    watched._callbacks = Contested()
     watched.when_released(released.append)
-    others.clear()
     watched.release(None)
     assert (released, others) == ([None], [True])
 

@@ -27,6 +27,7 @@ from resilient import (
 )
 from resilient.events import ThreadAbandoned, ThreadsRejected, TimeoutExpired
 from resilient.testing import capture_events, run, run_both, virtual_time
+from resilient.timers import Alarm
 
 BACKENDS = ("asyncio", "trio")
 
@@ -626,6 +627,157 @@ def test_a_timer_that_fires_over_ended_calls_lets_go_of_them():
         assert len(policy._queues.last.pending) == 0
 
     run(main)
+
+
+# -- alarms: one deadline for one step after another ------------------------------------------------------------
+
+
+def alarm(at, scope=None):
+    return Alarm(deadline.Deadline(at, scope or Timeout(1)))
+
+
+async def step(alarm, seconds):
+    """Sleep as a step; return whether it was ended, and when."""
+    with alarm:
+        await asyncio.sleep(seconds)
+    return alarm.cancelled_caught, runtime.now()
+
+
+def test_an_alarm_ends_the_step_that_takes_too_long_and_no_time_between():
+    async def main():
+        mine = alarm(10)
+        assert await step(mine, 4) == (False, 4)
+        await asyncio.sleep(5)
+        assert await step(mine, 4) == (True, 10)
+        assert await step(mine, 4) == (True, 10)  # it is over: at the first chance
+        await asyncio.sleep(1)
+        assert asyncio.current_task().cancelling() == 0
+
+    run(main)
+
+
+def test_an_alarm_that_rings_between_two_steps_ends_the_next():
+    async def main():
+        mine = alarm(5)
+        assert await step(mine, 4) == (False, 4)
+        await asyncio.sleep(2)
+        with mine:
+            pass
+        assert not mine.cancelled_caught  # nothing had to be waited for
+        assert await step(mine, 4) == (True, 6)
+
+    run(main)
+
+
+def test_alarms_ring_in_the_order_of_their_times_and_share_a_timer_of_the_loop():
+    """However they were set: bodies do not begin in the order of their calls."""
+
+    async def main():
+        scope, ends = Timeout(1), []
+
+        async def one(at):
+            _, now = await step(alarm(at, scope), 100)
+            ends.append((at, now))
+
+        await asyncio.gather(*(one(at) for at in (5, 9, 3, 7, 3)))
+        assert ends == [(3, 3), (3, 3), (5, 5), (7, 7), (9, 9)]
+        assert len(scope._alarms.last.pending) == 0
+        others = [asyncio.create_task(step(alarm(at, scope), 1)) for at in (20, 30, 40)]
+        await asyncio.sleep(0)
+        scheduled = asyncio.get_running_loop()._scheduled
+        assert sum(handle._when >= 20 for handle in scheduled) == 1
+        return await asyncio.gather(*others)
+
+    assert run(main) == [(False, 10)] * 3
+
+
+def test_an_alarm_that_is_disarmed_leaves_the_queue_but_not_a_step():
+    async def main():
+        scope = Timeout(1)
+        first, second, third = (alarm(at, scope) for at in (10, 20, 30))
+        first.disarm()  # it is not in the queue
+        for each in (first, second, third):
+            assert await step(each, 1) == (False, runtime.now())
+        pending = scope._alarms.last.pending
+        second.disarm()  # it goes with those before it
+        assert len(pending) == 3
+        first.disarm()
+        assert list(pending) == [third]
+        under_way = asyncio.create_task(step(third, 100))
+        await asyncio.sleep(1)
+        third.disarm()
+        assert list(pending) == [third]
+        assert await under_way == (True, 30)
+        fourth = alarm(40, scope)
+        await step(fourth, 1)
+        fourth.disarm()
+        assert not pending
+
+    run(main)
+
+
+def test_a_cancellation_by_somebody_else_is_not_swallowed_by_an_alarm():
+    async def main():
+        mine = alarm(5)
+        task = asyncio.create_task(step(mine, 100))
+        await asyncio.sleep(5)  # the alarm rings in the same moment, before or after
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not mine.cancelled_caught
+
+    run(main)
+
+
+def test_an_error_in_place_of_the_cancellation_by_an_alarm_goes_on():
+    async def step_that_fails():
+        with alarm(7):
+            try:
+                await asyncio.sleep(9)
+            except asyncio.CancelledError:
+                raise KeyError from None
+
+    async def main():
+        with pytest.raises(KeyError):
+            await step_that_fails()
+        assert asyncio.current_task().cancelling() == 0
+
+    run(main)
+
+
+def test_an_alarm_wants_a_task():
+    async def main():
+        raised = []
+
+        def outside():
+            try:
+                alarm(5).__enter__()
+            except RuntimeError as error:
+                raised.append(str(error))
+
+        asyncio.get_running_loop().call_soon(outside)
+        await asyncio.sleep(0)
+        return raised
+
+    assert run(main) == ["Timeout(1) limits the time of a task, and there is none"]
+
+
+def test_an_alarm_goes_along_to_another_loop():
+    """As when a body is begun in one `asyncio.run` and read on in the next; and it keeps no loop alive."""
+    mine = alarm(float("inf"))
+    loops = []
+
+    async def main(at):
+        mine.at = runtime.now() + at
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        with mine:
+            await asyncio.sleep(0.01 if at > 1 else 100)
+        return mine.cancelled_caught
+
+    assert asyncio.run(main(100)) is False
+    assert asyncio.run(main(0.01)) is True
+    gc.collect()
+    assert [loop() for loop in loops] == [None, None]
 
 
 def test_an_outer_scope_that_ends_sooner_arms_nothing():
