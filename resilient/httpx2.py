@@ -59,6 +59,9 @@ class ResilientTransport(SyncGuard, httpx2.BaseTransport):
         buffer: True reads bodies of up to 1 MiB as part of the attempt, so that one that breaks off is tried
             again; a number sets another bound in bytes. What is longer is passed on from where it is; server-sent
             events are never read ahead. Default False: a body that breaks is the error of who reads it.
+        deadline_header: The header that tells the server how long this attempt will wait, if there is a deadline:
+            `"grpc-timeout"`, `"x-envoy-expected-rq-timeout-ms"` (in milliseconds as all names that end so), or one
+            in seconds. One that the request has already stays as it is. Default None: servers are told nothing.
 
     Raises:
         TypeError: A transport of another package or colour, or a bad option.
@@ -76,8 +79,16 @@ class ResilientTransport(SyncGuard, httpx2.BaseTransport):
         repeatable: Repeatable = (),
         key: Callable[[httpx2.Request], Hashable] = origin,
         buffer: bool | int = False,
+        deadline_header: str | None = None,
     ) -> None:
-        super().__init__(transport, pipeline=pipeline, repeatable=repeatable, key=key, buffer=buffer)
+        super().__init__(
+            transport,
+            pipeline=pipeline,
+            repeatable=repeatable,
+            key=key,
+            buffer=buffer,
+            deadline_header=deadline_header,
+        )
 
     if TYPE_CHECKING:
 
@@ -93,6 +104,7 @@ class AsyncResilientTransport(AsyncGuard, httpx2.AsyncBaseTransport):
         repeatable: What may be sent again, see `ResilientTransport`.
         key: A function of the request that returns the partition, see `ResilientTransport`.
         buffer: Whether bodies are read as part of the attempt, see `ResilientTransport`.
+        deadline_header: The header that tells servers how long we wait, see `ResilientTransport`.
 
     Raises:
         TypeError: A transport of another package or colour, or a bad option.
@@ -110,8 +122,16 @@ class AsyncResilientTransport(AsyncGuard, httpx2.AsyncBaseTransport):
         repeatable: Repeatable = (),
         key: Callable[[httpx2.Request], Hashable] = origin,
         buffer: bool | int = False,
+        deadline_header: str | None = None,
     ) -> None:
-        super().__init__(transport, pipeline=pipeline, repeatable=repeatable, key=key, buffer=buffer)
+        super().__init__(
+            transport,
+            pipeline=pipeline,
+            repeatable=repeatable,
+            key=key,
+            buffer=buffer,
+            deadline_header=deadline_header,
+        )
 
     if TYPE_CHECKING:
 
@@ -148,6 +168,7 @@ def install(
     repeatable: Repeatable = (),
     key: Callable[[httpx2.Request], Hashable] = origin,
     buffer: bool | int = False,
+    deadline_header: str | None = None,
 ) -> Installation:
     """Guard a client that exists already, such as the one that an SDK has made.
 
@@ -157,6 +178,7 @@ def install(
         repeatable: What may be sent again, see `ResilientTransport`.
         key: A function of the request that returns the partition, see `ResilientTransport`.
         buffer: Whether bodies are read as part of the attempt, see `ResilientTransport`.
+        deadline_header: The header that tells servers how long we wait, see `ResilientTransport`.
 
     Returns:
         The installation: `uninstall()` undoes it, and so does the end of `with install(client):`.
@@ -166,4 +188,12 @@ def install(
         ValueError: It is guarded already.
     """
     kinds = (ResilientTransport, AsyncResilientTransport)
-    return install_in(client, pipeline, kinds, repeatable=repeatable, key=key, buffer=buffer)
+    return install_in(
+        client,
+        pipeline,
+        kinds,
+        repeatable=repeatable,
+        key=key,
+        buffer=buffer,
+        deadline_header=deadline_header,
+    )

@@ -24,6 +24,10 @@ EXPECTED = {
 
 OVER_HTTP = {  # these talk to a server of their own, in real time
     "httpx2_client.py": ["50 answers after", "tried again: ['FailedResponse', 'RemoteProtocolError']"],
+    "deadlines_across_services.py": [
+        "0.60 s: service 3 is told that 0.359 s are left\n0.90 s: the caller gets 200",
+        "0.96 s: service 2 stops\n0.96 s: the caller gets 504",
+    ],
     "graceful_shutdown.py": [
         "SIGTERM: not ready any more, but alive: 200",
         "after the grace period: 503 connection: close",

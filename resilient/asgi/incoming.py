@@ -27,7 +27,7 @@ class Incoming(Timed):
         self.header = header
         self.cap = options.seconds("ResilienceMiddleware", "max_deadline", cap)
         self.margin = options.seconds("ResilienceMiddleware", "deadline_margin", margin, zero=True)
-        self._parser = DeadlineHeader.of(header)
+        self._parser = DeadlineHeader.of(header, "ResilienceMiddleware", "deadline_header")
         self._name = self._parser.name.encode("ascii")
 
     def limit(self) -> float:

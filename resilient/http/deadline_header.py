@@ -45,11 +45,13 @@ class DeadlineHeader:
     _format: Callable[[float], str]
 
     @classmethod
-    def of(cls, name: str) -> "DeadlineHeader":
+    def of(cls, name: str, owner: str = "DeadlineHeader", option: str = "name") -> "DeadlineHeader":
         """Return the header of this name; the name decides about the format, see the table of this module.
 
         Args:
             name: The name, in any case.
+            owner: Whose option it is, for errors.
+            option: What it is called there.
 
         Raises:
             TypeError: The name is no str.
@@ -57,9 +59,9 @@ class DeadlineHeader:
         """
         allowed = 'the name of a header, such as "grpc-timeout" or "x-request-timeout-ms"'
         if not isinstance(name, str):
-            raise options.refuse("DeadlineHeader", "name", name, allowed, TypeError)
+            raise options.refuse(owner, option, name, allowed, TypeError)
         if not _TOKEN.fullmatch(name):
-            raise options.refuse("DeadlineHeader", "name", name, allowed)
+            raise options.refuse(owner, option, name, allowed)
         name = name.lower()
         if name == "grpc-timeout":
             return cls(name, _parse_grpc, _format_grpc)

@@ -23,6 +23,7 @@ from resilient.edge import Edge
 from resilient.errors import FailedResponse, FailedResult, Rejected, TimedOut
 from resilient.http.background import Background
 from resilient.http.bodies import IN_MEMORY, Body, examine, guard
+from resilient.http.deadline_header import DeadlineHeader
 from resilient.http.family import Family
 from resilient.http.streams import (
     CLOCKS_DIFFER,
@@ -96,11 +97,13 @@ class HttpCall(Call):
         response: The last response that came from the transport and was not released.
         partition: The key of its partition, None until somebody asks.
         early: Whether it was answered with 425 before.
+        tells: Whether the header about the time left is ours; no value until it was looked for.
     """
 
-    __slots__ = ("around", "body", "early", "edge", "partition", "request", "response", "tried")
+    __slots__ = ("around", "body", "early", "edge", "partition", "request", "response", "tells", "tried")
 
     early: bool
+    tells: bool
     tried: list[Any]
 
     def __init__(self, edge: "HttpEdge", request: Any) -> None:
@@ -146,6 +149,7 @@ class HttpEdge(Edge):
         repeatable: What else may be sent again: methods, or a function of the request.
         partition: A function of the request that returns the key of its partition.
         buffer: How many bytes of a body to read as part of the attempt.
+        tells: The header in which the server is told how long we will wait, None for none.
         balances: Whether the wrapped transport wants to know which replicas were tried.
         drains: Whether a body that nobody wants can be read within a time limit.
         of_attempts: The scopes that limit an attempt, as they are inside of a loop. They do not limit the body.
@@ -166,6 +170,7 @@ class HttpEdge(Edge):
         repeatable: Repeatable,
         partition: Callable[[Any], Hashable],
         buffer: int,
+        tells: DeadlineHeader | None,
         balances: bool,
         drains: bool,
         of_attempts: Collection[object] = (),
@@ -176,6 +181,7 @@ class HttpEdge(Edge):
         self.partition = partition
         self.tells_keys = partition is origin
         self.buffer = buffer
+        self.tells = tells
         self.balances = balances
         self.byte_stream = family.ByteStream
         self.background = Background()
@@ -273,7 +279,7 @@ class HttpEdge(Edge):
     def end(self) -> Next:
         send, plain, current, byte_stream = (
             self.send,
-            not (self.balances or self.buffer),
+            not (self.balances or self.buffer or self.tells),
             _current,
             self.byte_stream,
         )
@@ -336,7 +342,7 @@ class HttpEdge(Edge):
     def aend(self) -> AsyncNext:
         send, plain, current, byte_stream = (
             self.send,
-            not (self.balances or self.buffer),
+            not (self.balances or self.buffer or self.tells),
             _current,
             self.byte_stream,
         )
@@ -416,9 +422,19 @@ class HttpEdge(Edge):
                 raise self.own(limit.timed_out(), call)
             _clip(timeouts, left)
             extensions["timeout"] = timeouts
+            if self.tells is not None:
+                self._tell(call, self.tells, left)
         if self.balances:
             extensions["resilient.tried"] = call.replicas()
         return extensions, timeouts
+
+    def _tell(self, call: HttpCall, header: DeadlineHeader, left: float) -> None:
+        """Tell the server how long this attempt may take, unless the caller has told it already."""
+        headers = call.request.headers
+        if not hasattr(call, "tells"):
+            call.tells = header.name not in headers
+        if call.tells:
+            headers[header.name] = header.format(left)
 
     def _bound_body(self, call: HttpCall, response: Any, limit: Deadline) -> Deadline | None:
         """Have the body end by the deadline of the whole call; an attempt's was kept when the answer came.

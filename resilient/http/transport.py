@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn, Self
 from resilient import options, presets
 from resilient.errors import FailedResult, ResilientError
 from resilient.http.bodies import unguard
+from resilient.http.deadline_header import DeadlineHeader
 from resilient.http.edge import HttpCall, HttpEdge, Repeatable, origin
 from resilient.http.family import Family
 from resilient.http.network import keep_deadlines
@@ -39,6 +40,7 @@ class Guard:
         repeatable: Repeatable = (),
         key: Callable[[Any], Hashable] = origin,
         buffer: bool | int = False,
+        deadline_header: str | None = None,
     ) -> None:
         owner = type(self).__name__
         self.transport = check_transport(owner, self._family, transport, asynchronous=self._asynchronous)
@@ -46,6 +48,7 @@ class Guard:
         self.repeatable = check_repeatable(owner, repeatable)
         self.key = options.function(owner, "key", key)
         self.buffer = _check_buffer(owner, buffer)
+        self.deadline_header = deadline_header
         self._entered = self._closed = False
         self._request_type = self._family.Request
         send = getattr(self.transport, "handle_async_request" if self._asynchronous else "handle_request")
@@ -56,6 +59,7 @@ class Guard:
             repeatable=self.repeatable,
             partition=self.key,
             buffer=self.buffer,
+            tells=None if deadline_header is None else DeadlineHeader.of(deadline_header, owner, "deadline_header"),
             balances=getattr(self.transport, "balances", False),
             drains=not self._asynchronous and keep_deadlines(self.transport),
             of_attempts=_scopes_of_attempts(self.pipeline),

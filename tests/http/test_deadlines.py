@@ -278,3 +278,57 @@ def test_a_transport_that_looks_at_no_timeout_is_looked_at_afterwards(sync_kit):
                 assert stub.open == 0
 
     kit.run(scenario)
+
+
+# -- telling the server ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [("grpc-timeout", ["4000000u", "2000000u"]), ("X-Timeout-Ms", ["4000", "2000"]), ("x-timeout", ["4", "2"])],
+)
+def test_servers_are_told_how_long_an_attempt_waits(kit, header, told):
+    async def scenario():
+        seen = []
+
+        def answer(request):
+            seen.append(request.headers[header])
+            return kit.response(503 if len(seen) == 1 else 200)
+
+        stub = kit.stub(answer)
+        guard = kit.guard(stub, Timeout(10), Retry(wait=8), Timeout(4), deadline_header=header)
+        await kit.send(guard, kit.request())
+        return seen
+
+    assert kit.run(scenario) == told
+
+
+def test_what_the_caller_tells_the_server_stays_as_it_is(kit):
+    async def scenario():
+        seen = []
+
+        def answer(request):
+            seen.append(request.headers["x-timeout"])
+            return kit.response(503)
+
+        guard = kit.guard(kit.stub(answer), Retry(2, wait=0), Timeout(4), deadline_header="x-timeout")
+        await kit.send(guard, kit.request(headers={"x-timeout": "1"}))
+        return seen
+
+    assert kit.run(scenario) == ["1", "1"]
+
+
+def test_without_a_deadline_servers_are_told_nothing(kit):
+    async def scenario():
+        stub = kit.stub(200)
+        request = kit.request()
+        await kit.send(kit.guard(stub, Retry(), deadline_header="x-timeout"), request)
+        return "x-timeout" in request.headers
+
+    assert kit.run(scenario) is False
+
+
+@pytest.mark.parametrize(("header", "kind"), [("", ValueError), ("a b", ValueError), (3, TypeError)])
+def test_a_bad_name_of_a_header_is_refused(kit, header, kind):
+    with pytest.raises(kind, match="ResilientTransport: deadline_header="):
+        kit.guard(kit.stub(200), deadline_header=header)
