@@ -1,4 +1,4 @@
-"""Rate limits of a FastAPI application: by address for all routes, by API key for one, and what clients are told."""
+"""Rate limits of a FastAPI application: by address for all routes, by API key for one of them."""
 
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient

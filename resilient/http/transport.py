@@ -49,6 +49,7 @@ class Guard:
         self.key = options.function(owner, "key", key)
         self.buffer = _check_buffer(owner, buffer)
         self.deadline_header = deadline_header
+        tells = None if deadline_header is None else DeadlineHeader.of(deadline_header, owner, "deadline_header")
         self._entered = self._closed = False
         self._request_type = self._family.Request
         send = getattr(self.transport, "handle_async_request" if self._asynchronous else "handle_request")
@@ -59,7 +60,7 @@ class Guard:
             repeatable=self.repeatable,
             partition=self.key,
             buffer=self.buffer,
-            tells=None if deadline_header is None else DeadlineHeader.of(deadline_header, owner, "deadline_header"),
+            tells=tells,
             balances=getattr(self.transport, "balances", False),
             drains=not self._asynchronous and keep_deadlines(self.transport),
             of_attempts=_scopes_of_attempts(self.pipeline),
