@@ -53,7 +53,7 @@ class Deadline:
 
         Others that run in a copy of the context may still see it, so it is moved far away too.
         """
-        self.at = runtime.now() + _FAR_AWAY
+        self.at += FAR_AWAY
         for cancel_scope in getattr(self, "cancels", ()):  # trio's; it has no value on asyncio
             cancel_scope.deadline = inf
 
@@ -64,7 +64,8 @@ class Deadline:
         return self.scope.timed_out(tell=not told)
 
 
-_FAR_AWAY = 2_000_000.0  # s; milliseconds of more do not fit into what operating systems take
+FAR_AWAY = 2_000_000.0
+"""Seconds; milliseconds of more do not fit into what operating systems take."""
 
 _current: ContextVar[Deadline | None] = ContextVar("resilient.deadline", default=None)
 

@@ -17,7 +17,7 @@ pays for nothing else.
 
 import contextvars
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from inspect import isawaitable
@@ -175,10 +175,12 @@ class Gate(Policy):
         admit, settle = self.admit, self.settle
         released, when_released = edge.released, edge.when_released
 
-        async def admit_only(call: Call) -> Any:
+        def admit_only(call: Call) -> Awaitable[Any]:  # a coroutine of its own would cost as much as the gate
             ticket = admit(call, call.now)
-            if ticket is not None:
-                await _ahold(self, call, ticket)
+            return nxt(call) if ticket is None else wait(call, ticket)
+
+        async def wait(call: Call, ticket: Ticket) -> Any:
+            await _ahold(self, call, ticket)
             return await nxt(call)
 
         async def gate(call: Call) -> Any:

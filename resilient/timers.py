@@ -21,7 +21,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from resilient import runtime
-from resilient.deadline import Deadline, _current, tighten
+from resilient.deadline import FAR_AWAY, Deadline, _current, tighten
 from resilient.errors import TimedOut
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Timer(Deadline):
     def disarm(self) -> None:
         if self.pending is not None:  # else it is too late: the task has been cancelled
             self.task = None  # it stays queued, and then cancels nobody
-            super().disarm()
+            self.at += FAR_AWAY
 
     def expire(self) -> None:
         """Cancel the task; called by the queue, which has let go of this timer."""

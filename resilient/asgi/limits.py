@@ -5,9 +5,9 @@ The fields are those of draft-ietf-httpapi-ratelimit-headers-11: `RateLimit-Poli
 business. Numbers are whole, and rounded to the safe side: what is left down, times up.
 """
 
-import math
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from math import ceil
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient.policies.rate_limit import RateLimit
 
@@ -31,50 +31,82 @@ class Limits:
 
     def __init__(self, limits: Sequence[RateLimit], *, legacy: bool = False) -> None:
         self._legacy = legacy
-        self._limits = _described(limits)
+        self._limits = _told(limits)
+        self._policy = _policy_field(self._limits)
 
     def violated(self, label: str, call: "AsgiCall") -> tuple[str, ...]:
         """Return the names of the limits that have this label, of those that have looked at a call."""
         limits = self._limits if NOTED not in call.scope else self._with_noted(call)
-        return tuple(name[1:-1].decode() for limit, name, _policy in limits if limit.label == label)
+        return tuple(each.name[1:-1] for each in limits if each.limit.label == label)
 
     def fields(self, call: "AsgiCall") -> "Fields":
         """Return the fields for the response to a call: about the limits that have looked at it."""
-        policies: list[bytes] = []
+        limits = self._limits if NOTED not in call.scope else self._with_noted(call)
+        told: list[_Told] = []
         states: list[bytes] = []
-        tightest: tuple[float, int, int, int] | None = None
-        for limit, name, policy in self._limits if NOTED not in call.scope else self._with_noted(call):
+        for each in limits:
+            limit = each.limit
             if limit.key is None:
                 left, reset = limit.left()
             elif limit in call.keys:
                 left, reset = limit.left(call.keys[limit])
             else:
                 continue  # another one has refused the call before
-            seconds = math.ceil(reset)
-            policies.append(policy)
-            states.append(b"%b;r=%d;t=%d" % (name, left, seconds))
-            if self._legacy and (tightest is None or left / limit.burst < tightest[0]):
-                tightest = left / limit.burst, limit.burst, left, seconds
-        if not policies:
+            states.append(each.state % (left, ceil(reset)))
+            told.append(each)
+        if not told:
             return []
-        fields = [(b"ratelimit-policy", b", ".join(policies)), (b"ratelimit", b", ".join(states))]
-        if tightest is not None:
-            names = (b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset")
-            fields += [(name, b"%d" % number) for name, number in zip(names, tightest[1:], strict=True)]
-        return fields
+        policy = self._policy if told == self._limits else _policy_field(told)
+        fields = [policy, (b"ratelimit", states[0] if len(states) == 1 else b", ".join(states))]
+        return [*fields, *_legacy(told, call)] if self._legacy else fields
 
-    def _with_noted(self, call: "AsgiCall") -> list[tuple[RateLimit, bytes, bytes]]:
+    def _with_noted(self, call: "AsgiCall") -> "list[_Told]":
         """Return our limits and those that the application has counted the call by."""
         noted: dict[RateLimit, Hashable] = dict(call.scope[NOTED])
         call.keys = {**call.keys, **noted}
-        return _described([*(limit for limit, _name, _policy in self._limits), *noted])
+        return _told([*(each.limit for each in self._limits), *noted])
 
 
-def _described(limits: Sequence[RateLimit]) -> list[tuple[RateLimit, bytes, bytes]]:
-    """Return limits with their names, and with the members of `RateLimit-Policy` that describe them."""
+class _Told(NamedTuple):
+    """A limit and what is told about it.
+
+    Attributes:
+        limit: The limit.
+        name: Its name.
+        policy: The member of `RateLimit-Policy` that describes it.
+        state: The member of `RateLimit`, to be formatted with what is left and the seconds until there is more.
+    """
+
+    limit: RateLimit
+    name: str
+    policy: bytes
+    state: bytes
+
+
+def _told(limits: Sequence[RateLimit]) -> list[_Told]:
     return [
-        (limit, name.encode(), f"{name};q={limit.burst}{_window(limit)}".encode())
+        _Told(
+            limit,
+            name,
+            f"{name};q={limit.burst}{_window(limit)}".encode(),
+            name.replace("%", "%%").encode() + b";r=%d;t=%d",
+        )
         for limit, name in zip(limits, names(limits), strict=True)
+    ]
+
+
+def _policy_field(told: Sequence[_Told]) -> tuple[bytes, bytes]:
+    return b"ratelimit-policy", b", ".join([each.policy for each in told])
+
+
+def _legacy(told: Sequence[_Told], call: "AsgiCall") -> "Fields":
+    """Return the old fields, about the limit of which the smallest part is left."""
+    left = [(each.limit, *each.limit.left(call.keys.get(each.limit))) for each in told]
+    limit, calls, reset = min(left, key=lambda each: each[1] / each[0].burst)
+    return [
+        (b"x-ratelimit-limit", b"%d" % limit.burst),
+        (b"x-ratelimit-remaining", b"%d" % calls),
+        (b"x-ratelimit-reset", b"%d" % ceil(reset)),
     ]
 
 
@@ -92,4 +124,4 @@ def names(limits: Iterable[RateLimit]) -> list[str]:
 def _window(limit: RateLimit) -> str:
     """Return the time in which the whole quota comes back; what is under a second cannot be said."""
     seconds = limit.burst * limit.rate.micros / limit.rate.limit / 1_000_000
-    return f";w={math.ceil(seconds)}" if seconds >= 1 else ""
+    return f";w={ceil(seconds)}" if seconds >= 1 else ""

@@ -578,7 +578,7 @@ def test_a_response_may_be_sent_by_another_task(backend):
         return (await ask(guarded(app, Timeout(2)))).error
 
     assert run(scenario, backend=backend) is None
-    assert left == [2_000_000.0, 100.0]
+    assert left == [2_000_002.0, 100.0]
 
 
 def test_a_response_that_is_completed_while_the_application_is_cancelled_is_late(backend):
