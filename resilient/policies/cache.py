@@ -10,7 +10,8 @@ Calls that miss the same key at the same time run once (single flight): one lead
 result. They share its failure too, since asking a failing dependency once for each of them would help nobody.
 If the leader is cancelled, the next one leads.
 
-What it is on an HTTP client, where results are streams and the server has a say, is in `resilient.http.cache`.
+What it is on an HTTP client, where results are streams and the server has a say, is in `resilient.http.cache`, and
+around an ASGI application in `resilient.asgi.cache`.
 
 A `LRUCache` of cachetools bounds the entries. Not its `TTLCache`: that drops what is stale, and stale is what
 we are after.
@@ -79,7 +80,8 @@ class Cache(Value):
     methods also to `self`; give `key` if that matters.
 
     On the transport of an HTTP client it keeps what RFC 9111 lets a private cache keep. `ttl`, `stale` and
-    `refresh` are then for answers in which the server says nothing, and `key` is a function of the request.
+    `refresh` are then for answers in which the server says nothing, and `key` is a function of the request. Around
+    an ASGI application it is a shared cache, and `key` a function of the scope that has to tell users apart.
 
     Args:
         ttl: For how many seconds a result is fresh; 0 keeps results for stale answers only.

@@ -12,6 +12,9 @@ from typing import Any, assert_type
 import httpx
 import httpx2
 import tenacity
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
 
 import resilient.httpx
 import resilient.httpx2
@@ -28,6 +31,7 @@ from resilient import (
     Keyed,
     Pipeline,
     Policy,
+    Priority,
     Rate,
     RateLimit,
     RateLimited,
@@ -43,6 +47,10 @@ from resilient import (
     listen,
     presets,
 )
+from resilient.asgi import Drain, Health, Refusal, ResilienceMiddleware, client_address, header, user
+from resilient.asgi.exchange import Scope
+from resilient.fastapi import Limit, install, limit
+from resilient.presets import http_server
 
 guard = Pipeline(Timeout(30), Retry(on=OSError), CircuitBreaker(), Timeout(2))
 
@@ -418,3 +426,32 @@ def statistics() -> None:
     assert_type(Fallback(1).statistics().used, int)
     assert_type(RetryBudget().statistics().lowest, float)
     assert_type(guard.statistics(), dict[str, Any])
+
+
+def tenant_of(scope: Scope) -> str:
+    return str(scope["path_params"]["tenant"])
+
+
+async def polite(scope: Scope, refusal: Refusal) -> Response | None:
+    return PlainTextResponse(refusal.detail, refusal.status) if refusal.status == 429 else None
+
+
+def servers(app: Starlette, api: FastAPI) -> None:
+    limit_by_address = RateLimit("100/minute", key=client_address)
+    behind = RateLimit("100/minute", key=client_address(trusted_hops=1))
+    by_key = RateLimit("100/minute", key=header("x-api-key", otherwise=user()))
+    drain = Drain(grace=5, timeout=25)
+    app.add_middleware(
+        ResilienceMiddleware,
+        pipeline=limit_by_address | behind | by_key | Fallback(PlainTextResponse("sorry")),
+        routes={"/search": None, "/users/{id}": http_server(rate="5/s")},
+        on_rejected=polite,
+        priority={"/checkout": Priority.HIGH},
+        health=Health(drain=drain),
+        drain=drain,
+    )
+    wrapped = ResilienceMiddleware(app, deadline_header="grpc-timeout", cancel_on_disconnect=True)
+    install(api, pipeline=limit_by_address)
+    assert_type(limit("5/minute", key=tenant_of), Limit)
+    assert_type(limit_by_address.left("192.0.2.1"), tuple[int, float])
+    ResilienceMiddleware(wrapped, pipeline=Timeout)  # type: ignore[arg-type]
