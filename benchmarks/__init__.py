@@ -1,9 +1,10 @@
 """What guarding a call costs, beside the peers and beside code written by hand.
 
-    scripts/bench                     everything; takes about six minutes
+    scripts/bench                     everything; takes about ten minutes
     scripts/bench --quick             a fifth of the rounds: rough, but good enough to see a mistake
     scripts/bench --only retry        the cases whose name contains "retry"
     scripts/bench --only httpx        HTTP clients; `sockets` for real connections
+    scripts/bench --only asgi         the middleware of HTTP servers; `overload` and `rolling` for what servers do
     scripts/bench --json              the same as data
 
 How it is measured
@@ -19,6 +20,12 @@ How it is measured
     HTTP clients are measured twice. Over a mock transport, where the unit is the request of a bare client, or
     what the mock takes by itself. And over sockets, where a bare client and a guarded one take turns against a
     server in a process of its own: there, open sockets, tasks, threads and memory are counted, before and after.
+
+    HTTP servers are measured in four ways. Applications called by hand, without a server. Under uvicorn, in a
+    process of its own, by a client that takes less time than any server: there, the processor's time for a request
+    is measured too, which other work on the machine changes less. Under three times the load that the server can
+    take, where goodput counts: what was answered well while somebody waited. And with a million clients, for what
+    is remembered of them.
 
     Before it is measured, every subject has to show that it works: that the retry retries, that the breaker
     opens, that the limiter refuses. Then it is given a limit that it never reaches while it is measured, the

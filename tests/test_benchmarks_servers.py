@@ -274,9 +274,10 @@ def test_what_becomes_of_a_request_is_told():
             server.answers = [b""]
             clients.patience = 0.05
             clients.started = clients.now()
+            (connection,) = clients.idle
             await clients.request(0.0)
-            assert clients.idle == [], "who gives up closes the connection"
-            clients.close()
+            assert clients.idle == []
+            assert connection.transport.is_closing(), "who gives up closes the connection"
             clients.patience = 30
         await clients.request(0.0)
         results = [each.result for each in clients.outcomes]
@@ -346,6 +347,16 @@ def test_a_server_that_does_not_start_leaves_all_unmeasured(monkeypatch):
     assert report.as_table([], [], 1, [], rows).count("did not start") == 2
 
 
+def test_the_unit_is_the_bare_turn_of_the_same_round(monkeypatch):
+    from benchmarks import servers
+
+    monkeypatch.setattr(servers, "TURN", 10)
+    seconds = {"bare app": [1.0, 2.0, 4.0], "resilient": [2.0, 2.5, 8.0]}
+    cpu = {"bare app": [0.001, 0.002, 0.003], "resilient": [0.002, 0.003, 0.004]}
+    row = servers._row("resilient", 30, seconds, cpu, "")
+    assert (row.ratio, row.per_second, row.cpu, row.added_cpu) == (0.5, 4.0, 300.0, 0.5)
+
+
 def server_row(**changes):
     from benchmarks.servers import ServerRow
 
@@ -386,8 +397,7 @@ def test_a_server_is_measured_under_overload(monkeypatch):
     assert row.note == ""
     assert (row.case, row.subject, row.seconds) == ("Overload", "resilient", 0.2)
     assert row.requests > 30
-    assert row.goodput > 0
-    assert row.met in {True, False}
+    assert row.met in {True, False}, "it was measured; what came out depends on the machine"
 
 
 def test_a_server_that_does_not_start_is_not_measured(monkeypatch):
@@ -487,6 +497,7 @@ def test_a_flood_counts_those_who_find_no_room():
     assert found["remembered"] == 51
     assert found["at_the_cap"] > 0
     assert (found["tries"], found["refused"] > 0) == (6, True)
+    assert 0 < found["allowed"] < flood.LIMIT, "what was left of his limit is used up before"
 
 
 def test_a_flood_that_cannot_be_measured_stays_in_the_table():

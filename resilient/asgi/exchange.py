@@ -47,7 +47,6 @@ class AsgiCall(Call):
         scope: Its scope.
         receive: What the application receives by.
         send: What goes to the server.
-        arrived: When it came.
         around: The deadline that was there before the pipeline.
         response: What the application has answered in its last run; None if nothing yet.
         started: Whether anything of a response has gone out.
@@ -78,7 +77,7 @@ class AsgiCall(Call):
         self.function = edge.app  # not by super(): this is made for every request
         self.args = (scope,)
         self.kwargs = _NO_KEYWORDS
-        self.now = self.arrived = now
+        self.now = now
         self.attempt = 1
         self.abandoned = ()
         self.edge: AsgiEdge = edge
@@ -89,7 +88,7 @@ class AsgiCall(Call):
 
     def note_key(self, limit: Any, key: Hashable) -> None:
         """Remember what a rate limit counts this call by."""
-        self.keys = {**self.keys, limit: key}
+        self.keys = {**self.keys, limit: key} if self.keys else {limit: key}
 
     async def take(self, message: Message) -> None:
         """Take a message of the application: pass it on, or hold it back if it belongs to a failure."""

@@ -265,7 +265,7 @@ class RateLimit(Gate):
 
     def statistics(self) -> RateLimitStatistics:
         """Return how many keys are remembered, and how many calls were refused or had to wait."""
-        keys = len(self._drained)
+        keys = len(self._drained) - (OVERFLOW in self._drained)
         if self._lone:
             with self._holding(0.0):
                 keys = int(self._drained[None] > 0)
