@@ -74,7 +74,7 @@ class FloodRow:
         """Whether the memory stays at the cap and who is refused stays refused; None if it was not measured."""
         if self.remembered is None or self.at_the_cap is None or self.at_the_end is None:
             return None
-        bounded = self.remembered <= self.max_keys + 1 and self.at_the_end <= SPREAD * self.at_the_cap
+        bounded = self.remembered <= self.max_keys and self.at_the_end <= SPREAD * self.at_the_cap
         return bounded and self.admitted <= self.allowed
 
 
