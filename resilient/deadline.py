@@ -102,11 +102,6 @@ def detached() -> Iterator[None]:
         _current.reset(token)
 
 
-def forget() -> None:
-    """Go on without the deadline, which is met: what the task still does has its own time."""
-    _current.set(None)
-
-
 def tighten(scope: "Scope", seconds: float, now: float) -> Deadline:
     """Return the deadline of a scope that begins now: its own, or the one around it if that ends sooner.
 

@@ -67,7 +67,7 @@ class Timer(Deadline):
         self.task = None  # an entry may stay queued behind an older call: it must not keep the task alive
         pending = self.pending
         if pending is not None:
-            if pending[-1] is self:
+            if pending and pending[-1] is self:  # another call may have taken a disarmed one out
                 pending.pop()
             while pending and pending[0].task is None:
                 pending.popleft()

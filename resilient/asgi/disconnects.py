@@ -70,6 +70,8 @@ def while_wanted(chain: AsyncNext) -> AsyncNext:
     """
 
     async def wanted(call: AsgiCall) -> Any:
+        if call.scope["type"] != "http":
+            return await chain(call)
         listener = Listener(call.scope, call.receive)
         call.receive = listener.receive
         failure: BaseException | None = None
@@ -77,7 +79,8 @@ def while_wanted(chain: AsyncNext) -> AsyncNext:
 
         async def listen() -> None:
             await listener.listen()
-            running.cancel()
+            if not call.completed:  # servers say so, too, when all was sent, and the rest is background work
+                running.cancel()
 
         async with anyio.create_task_group() as group:
             with anyio.CancelScope() as running:

@@ -105,8 +105,8 @@ class AsgiEdge(Edge):
         assert isinstance(call, AsgiCall)  # noqa: S101
         if call.started:
             return False
-        if isinstance(error, Rejected) and error is not call.escaped:  # it did not come to the application
-            return True
+        if call.run is None or (isinstance(error, Rejected) and error is not call.escaped):
+            return True  # it did not come to the application
         return self._may_repeat(call.scope) and not call.receive.overflowed  # type: ignore[attr-defined]
 
     def _may_repeat(self, scope: Scope) -> bool:

@@ -8,8 +8,8 @@ can be put in its place any more: that is when a call has *started*.
 from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from resilient import deadline
 from resilient.call import Call
+from resilient.deadline import _current
 
 if TYPE_CHECKING:
     from resilient.asgi.edge import AsgiEdge
@@ -84,7 +84,7 @@ class AsgiCall(Call):
         self.scope = scope
         self.receive = receive
         self.send = send
-        self.around = deadline.current()
+        self.around = _current.get()
 
     def note_key(self, limit: Any, key: Hashable) -> None:
         """Remember what a rate limit counts this call by."""
@@ -117,9 +117,9 @@ class AsgiCall(Call):
             if self.room < 0:
                 await self.release()
             return
-        elif kind == "http.response.body" and message.get("more_body", False):
-            pass
-        elif _ends(message, kind, trailers=self.trailers):
+        elif not message.get("more_body", False) and (
+            (kind == "http.response.body" and not self.trailers) or _ends(message, kind, trailers=self.trailers)
+        ):
             self.completed = True
             disarm(self)
         if self.tees is not None:
@@ -183,13 +183,13 @@ class Handshake(AsgiCall):
 
 def disarm(call: AsgiCall) -> None:
     """End the deadlines of a call whose response is complete: what runs now is nothing that anybody waits for."""
-    current = deadline.current()
+    current = _current.get()
     if current is None:
         return
     while current is not None and current is not call.around:
         current.disarm()
         current = current.outer
-    deadline.forget()
+    _current.set(None)  # what the task still does has its own time
 
 
 def _blame_client(error: OSError) -> None:

@@ -278,7 +278,13 @@ class RateLimit(Gate):
         )
 
     def _key_of(self, call: Call) -> Hashable:
-        key: Hashable = call.edge.key(call) if self.key is _EDGE else _ask(self.key, "key", call)
+        function = self.key
+        if function is _EDGE:
+            key: Hashable = call.edge.key(call)
+        elif call.kwargs or is_block(call):
+            key = _ask(function, "key", call)
+        else:
+            key = function(*call.args)  # type: ignore[misc]  # who asks has seen that there is one
         try:
             hash(key)
         except TypeError:
