@@ -709,7 +709,8 @@ def test_a_child_leaves_the_event_loop_of_its_parent_alone(changed):
         def child():
             return signal.set_wakeup_fd(-1) == -1, drain._hook
 
-        assert in_child(child) == repr((not changed, None))
+        reset = not changed or sys.version_info >= (3, 12)  # by asyncio itself, from then on
+        assert in_child(child) == repr((reset, None))
         drain.uninstall()
         terminate()
         await told[TERM].wait()

@@ -301,8 +301,8 @@ def test_success_is_silent(kit):
 
 
 def test_every_option_is_documented():
-    text = presets.http_client.__doc__.partition("Args:")[2].partition("Raises:")[0]
-    _, *parts = re.split(r"\n        (\w+): ", text)
+    text = inspect.getdoc(presets.http_client).partition("Args:")[2].partition("Raises:")[0]
+    _, *parts = re.split(r"\n    (\w+): ", text)
     documented = dict(zip(parts[::2], parts[1::2], strict=True))
     for name, parameter in inspect.signature(presets.http_client).parameters.items():
         default = parameter.default
