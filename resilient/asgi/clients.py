@@ -24,18 +24,17 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache, partial
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from secrets import token_bytes
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 from uuid import UUID
 
 from resilient import options
+from resilient.asgi.addresses import LONGEST, Address, Hop, Network, elements, entries, node_of, read
 from resilient.asgi.exchange import Scope
 from resilient.component import _show
 
-Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
 Key: TypeAlias = Callable[[Scope], Hashable]
 
 UNKNOWN = "unknown"
@@ -46,31 +45,12 @@ _OPTIONS = ("trusted_hops", "trusted_networks", "header", "ipv6_prefix")
 _DEFAULTS = (None, None, "x-forwarded-for", 64)
 _UNIX = "unix"
 _REMEMBERED = 4096  # addresses that need not be parsed again
-_LONGEST = 300  # characters of an address with all that may stand around it
 _SECRET = token_bytes(32)
 _DIGEST = 16
 _SHORT = 64  # characters of a user's name that are kept as they are
 _SHORT_BITS = 128
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
-_NODE = re.compile(  # RFC 7239 6, but for what is no address, and an IPv6 address on its own
-    r"(?: \[ (?P<six> [0-9A-Fa-f:.]+ (?: %[^\]\s]+ )? ) \] | (?P<four> [0-9.]+ ) )"
-    r"(?: : (?: [0-9]{1,5} | _[\w.-]+ ) )?",
-    re.ASCII | re.VERBOSE,
-)
-_PAIR = re.compile(  # RFC 7239 4; without quotes, more is accepted than tokens
-    r"[ \t]* (?: (?P<name> [!#$%&'*+.^_`|~0-9A-Za-z-]+ ) ="
-    r""" (?P<value> "(?:[^"\\]|\\.)*" | [^\s",;]* ) [ \t]* )? (?: ; | \Z )""",
-    re.VERBOSE,
-)
-_NAT64 = IPv6Network("64:ff9b::/96")
-
-
-class _Hop(NamedTuple):
-    """An address: the key that it stands for, and whether it is one of our proxies."""
-
-    key: str
-    trusted: bool
 
 
 class _Clients:
@@ -84,19 +64,19 @@ class _Clients:
 
     def __init__(self, recipe: dict[str, Any], prefix: int, networks: Iterable[Network] = ()) -> None:
         self._recipe = recipe
-        self._hop = partial(_hop, prefix, tuple(networks))
+        self._hop = partial(read, prefix, tuple(networks))
         self._read = lru_cache(_REMEMBERED)(self._hop)
 
     def __call__(self, scope: Scope) -> str:
         """Return the key of the peer."""
         client = scope.get("client")  # _peer(), in place, as this is asked for every request
         host = client[0] if client else None
-        return ((self._read(host) if host and len(host) <= _LONGEST else None) or _NOBODY).key
+        return ((self._read(host) if host and len(host) <= LONGEST else None) or _NOBODY).key
 
-    def _peer(self, scope: Scope) -> _Hop:
+    def _peer(self, scope: Scope) -> Hop:
         host = _host(scope)
         # What the server calls the peer may have come from a header, and then it may be any text.
-        return (self._read(host) if host and len(host) <= _LONGEST else None) or _NOBODY
+        return (self._read(host) if host and len(host) <= LONGEST else None) or _NOBODY
 
     def __repr__(self) -> str:
         return _shown(client_address, (), self._recipe)
@@ -115,14 +95,14 @@ class _BehindProxies(_Clients):
     def __init__(self, recipe: dict[str, Any], prefix: int, header: str, networks: Iterable[Network] = ()) -> None:
         super().__init__(recipe, prefix, networks)
         self._name = header.encode("ascii")
-        self._split, self._read_entry = _parts, self._read
+        self._split, self._read_entry = entries, self._read
         if header == "forwarded":
-            self._split, self._read_entry = _elements, lru_cache(_REMEMBERED)(self._hop_of_element)
+            self._split, self._read_entry = elements, lru_cache(_REMEMBERED)(self._hop_of_element)
 
-    def _hop_of_element(self, element: str) -> _Hop | None:
-        return self._hop(_node(element))
+    def _hop_of_element(self, element: str) -> Hop | None:
+        return self._hop(node_of(element))
 
-    def _hops(self, scope: Scope) -> Iterator[_Hop]:
+    def _hops(self, scope: Scope) -> Iterator[Hop]:
         """Give what the header says, from the right, up to the first entry that is no address."""
         name = self._name
         lines = [value for field, value in scope.get("headers", ()) if field == name]
@@ -130,7 +110,7 @@ class _BehindProxies(_Clients):
             return
         read = self._read_entry
         for entry in self._split(b",".join(lines).decode("latin-1")):
-            hop = read(entry) if len(entry) <= _LONGEST else None
+            hop = read(entry) if len(entry) <= LONGEST else None
             if hop is None:
                 return
             yield hop
@@ -357,92 +337,6 @@ def _host(scope: Scope) -> str | None:
     return client[0] if client else None
 
 
-def _hop(prefix: int, networks: tuple[Network, ...], text: str) -> _Hop | None:
-    """Read an address, or return None if it is none."""
-    address = _address(text)
-    if address is None:
-        return None
-    return _Hop(_key(address, prefix), any(address in network for network in networks))
-
-
-def _address(text: str) -> Address | None:
-    """Read an address; it may be in brackets (IPv6), have a port, or an obfuscated one (RFC 7239 6)."""
-    text = text.strip(" \t")
-    match = _NODE.fullmatch(text)
-    try:
-        if match is None:
-            address = ip_address(text)
-        else:
-            address = IPv4Address(match["four"]) if match["six"] is None else IPv6Address(match["six"])
-    except ValueError:
-        return None
-    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
-
-
-def _key(address: Address, prefix: int) -> str:
-    if isinstance(address, IPv4Address):
-        return str(address)
-    if address in _NAT64:
-        return str(IPv4Address(int(address) & 0xFFFF_FFFF))
-    return str(IPv6Network((int(address), prefix), strict=False))
-
-
-# -- headers that proxies write -----------------------------------------------------------------------------------
-
-
-def _parts(text: str) -> Iterator[str]:
-    """Give what is between commas, from the right."""
-    end = len(text)
-    while end >= 0:
-        comma = text.rfind(",", 0, end)
-        yield text[comma + 1 : end]
-        end = comma
-
-
-def _elements(text: str) -> Iterator[str]:
-    """Give the elements of `Forwarded`, from the right.
-
-    To read a list with quoted strings from the left is no way: a client that sends a single quote would hide what
-    the proxies have appended to it. From the right the quotes of the proxies come first, and theirs are in pairs.
-    """
-    end = len(text)
-    while end >= 0:
-        comma = _comma(text, end)
-        yield text[comma + 1 : end]
-        end = comma
-
-
-def _comma(text: str, end: int) -> int:
-    """Return where the last comma outside of quotes is; -1 if it is not near enough for an entry that is read."""
-    nearest = max(end - _LONGEST - 1, 0)  # else a client could have us go through thousands of quotes
-    comma = text.rfind(",", nearest, end)
-    while (quote := text.rfind('"', max(comma + 1, nearest), end)) >= 0:
-        end = text.rfind('="', nearest, quote)  # within quotes there would be a backslash between the two
-        if end < 0:
-            return -1
-        if end < comma:
-            comma = text.rfind(",", nearest, end)
-    return comma
-
-
-def _node(element: str) -> str:
-    """Return the `for=` of one element, without its quotes; `""` if there is none, or anything is malformed."""
-    found: str | None = None
-    at = 0
-    while at < len(element):
-        pair = _PAIR.match(element, at)
-        if pair is None:
-            return ""
-        if pair["name"] and pair["name"].lower() == "for":
-            if found is not None:
-                return ""
-            found = pair["value"]
-        at = pair.end()
-    if found is None:
-        return ""
-    return re.sub(r"\\(.)", r"\1", found[1:-1]) if found.startswith('"') else found
-
-
 # -- the rest -----------------------------------------------------------------------------------------------------
 
 
@@ -526,5 +420,5 @@ def _shown(factory: Callable[..., Any], positional: tuple[Any, ...], keywords: d
     return f"{factory.__name__}({', '.join(shown)})"
 
 
-_NOBODY = _Hop(UNKNOWN, trusted=False)
+_NOBODY = Hop(UNKNOWN, trusted=False)
 _of_peer = _Clients({}, 64)
