@@ -88,8 +88,8 @@ def http_server(
     are served in time.
 
     Args:
-        timeout: Seconds until the response is complete; servers of downloads and server-sent events need a longer
-            one, or a route of their own. Default 30 s.
+        timeout: Seconds until the response is complete; server-sent events have no deadline once they have begun,
+            and downloads need a longer one or a route of their own. Default 30 s.
         concurrency: How many requests run at the same time. Default 200. Sync endpoints run in a pool of 40
             threads, and wait there unseen if more are let in.
         queue: How many more may wait. Default None: as many as run.

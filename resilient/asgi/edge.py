@@ -15,13 +15,14 @@ from inspect import Parameter, signature
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from resilient.asgi.exchange import App, AsgiCall, Fields, Message, Receive, Response, Run, Scope
+from resilient.asgi.exchange import App, AsgiCall, Fields, Message, Receive, Response, Run, Scope, is_event_stream
 from resilient.asgi.limits import Limits
 from resilient.call import AsyncNext, Call
 from resilient.edge import Edge, error_of
 from resilient.errors import FailedResponse, Rejected
 from resilient.http.edge import IDEMPOTENT
 from resilient.kinds import Loop, Value
+from resilient.kinds import Scope as Timed
 from resilient.policies.rate_limit import RateLimit
 from resilient.policy import Policy
 
@@ -47,6 +48,7 @@ class AsgiEdge(Edge):
         record: How many bytes of a request's body are kept for another run.
         repeatable: What else may be run again: methods, or a function of the scope.
         legacy: Whether to tell limits in `X-RateLimit-*` too.
+        until_start: Whether deadlines end when a response begins, and not only when it is complete.
     """
 
     knows_failures = True
@@ -62,6 +64,7 @@ class AsgiEdge(Edge):
         record: int = 0,
         repeatable: Repeatable = (),
         legacy: bool = False,
+        until_start: bool = False,
     ) -> None:
         policies = list(pipeline.walk())
         self.app = app
@@ -72,6 +75,10 @@ class AsgiEdge(Edge):
         self.capture = capture if replaced else 0
         self._judges = [policy.judge for policy in policies if policy.judge is not None]
         self.listens = bool(self._judges)
+        self.ends_at_start: Callable[[Fields], bool] | None = lambda _fields: True
+        if not until_start:
+            limited = any(isinstance(policy, Timed) for policy in policies)
+            self.ends_at_start = is_event_stream if limited else None
         self.limits = Limits([policy for policy in policies if isinstance(policy, RateLimit)], legacy=legacy)
         self.fields: Callable[[AsgiCall], Fields] = self.limits.fields
 

@@ -108,6 +108,8 @@ class AsgiCall(Call):
                     self.room = edge.capture
                     return
             self.started = True
+            if edge.ends_at_start is not None and edge.ends_at_start(headers):
+                disarm(self)
             fields = edge.fields(self)
             if fields:
                 message = {**message, "headers": [*headers, *fields]}
@@ -195,6 +197,11 @@ def disarm(call: AsgiCall) -> None:
 def _blame_client(error: OSError) -> None:
     """Have the edge know that a client has gone: that is not a failure of the application."""
     error._of_client = True  # type: ignore[attr-defined]
+
+
+def is_event_stream(headers: Fields) -> bool:
+    """Tell whether a response is a stream of server-sent events, which has no end that one could wait for."""
+    return any(name == b"content-type" and value[:17].lower() == b"text/event-stream" for name, value in headers)
 
 
 def _ends(message: Message, kind: str, *, trailers: bool) -> bool:

@@ -7,7 +7,7 @@ the server as it comes, and what it raises is raised.
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from resilient import options, presets, runtime
 from resilient import priority as priorities
@@ -68,6 +68,8 @@ class ResilienceMiddleware:
         legacy_headers: Whether limits are told in `X-RateLimit-*` too. Default False.
         on_rejected: A function of the scope and the `Refusal` that returns a response to refuse by (any ASGI
             application), or None for the usual one; it may be async. Default None.
+        deadline_until: When deadlines end: `"complete"`, when the response is, or `"start"`, when it begins.
+            Server-sent events have none once they have begun. Default `"complete"`.
         retry_after: What `Retry-After` says where nobody knows when it is worth coming back, in seconds; up to
             twice as much, so that not all come at once. Default 1 s.
         repeatable: What a `Retry` may run again besides idempotent methods and requests with an `Idempotency-Key`:
@@ -103,6 +105,7 @@ class ResilienceMiddleware:
         gateway: bool = False,
         legacy_headers: bool = False,
         on_rejected: OnRejected | None = None,
+        deadline_until: Literal["complete", "start"] = "complete",
         retry_after: options.Seconds = 1.0,
         repeatable: Repeatable = (),
         capture: int = 64 * 1024,
@@ -126,6 +129,8 @@ class ResilienceMiddleware:
         self.retry_after = options.seconds(_OWNER, "retry_after", retry_after)
         self.health = _instance("health", health, Health)
         self.drain = _instance("drain", drain, Drain)
+        if deadline_until not in ("complete", "start"):
+            raise options.refuse(_OWNER, "deadline_until", deadline_until, '"complete" or "start"')
         self._around = _wrappers(deadline_header, max_deadline, deadline_margin, cancel_on_disconnect, priority)
         edge_of = partial(
             AsgiEdge,
@@ -134,6 +139,7 @@ class ResilienceMiddleware:
             record=options.whole(_OWNER, "record", record, minimum=0),
             repeatable=check_repeatable(_OWNER, repeatable),
             legacy=options.flag(_OWNER, "legacy_headers", legacy_headers),
+            until_start=deadline_until == "start",
         )
         self._guards = self._link(edge_of, exempt, routes)
         self._websockets = None if websockets is None else self._link_websockets(websockets)

@@ -564,6 +564,41 @@ def test_what_runs_after_the_response_has_no_deadline(backend, policies):
     assert left == [None, 100.0]
 
 
+@pytest.mark.parametrize(
+    ("content_type", "options", "ended"),
+    [
+        (b"text/event-stream; charset=utf-8", {}, 100.0),
+        (b"Text/Event-Stream", {}, 100.0),
+        (b"text/plain", {"deadline_until": "start"}, 100.0),
+        (b"text/plain", {"deadline_until": "complete"}, 2.0),
+        (b"text/plain", {}, 2.0),
+    ],
+)
+def test_when_deadlines_end(backend, content_type, options, ended):
+    async def app(scope, receive, send):
+        await start(send, headers=[(b"content-type", content_type)])
+        try:
+            await anyio.sleep(100)
+            await body(send)
+        finally:
+            seen.append(runtime.now())
+
+    seen = []
+    run(ask, guarded(app, Timeout(2), **options), backend=backend)
+    assert seen == [ended]
+
+
+@pytest.mark.parametrize("options", [{}, {"deadline_until": "start"}])
+def test_the_deadline_until_the_start_holds(backend, options):
+    async def app(scope, receive, send):
+        await anyio.sleep(100)
+
+    async def scenario():
+        return (await ask(guarded(app, Timeout(2), **options))).status, runtime.now()
+
+    assert run(scenario, backend=backend) == (503, 2.0)
+
+
 def test_a_response_may_be_sent_by_another_task(backend):
     left = []
 
@@ -800,6 +835,7 @@ def test_fields_may_be_any_iterable(backend, headers):
         ({"legacy_headers": None}, TypeError, "legacy_headers=None"),
         ({"on_rejected": 3}, TypeError, "on_rejected=3"),
         ({"retry_after": 0}, ValueError, "retry_after=0"),
+        ({"deadline_until": "end"}, ValueError, "deadline_until='end' is not allowed"),
         ({"repeatable": "POST"}, TypeError, "repeatable='POST'"),
         ({"capture": -1}, ValueError, "capture=-1"),
         ({"record": 1.5}, TypeError, "record=1.5"),
