@@ -185,6 +185,5 @@ class Tap:
     def forget(self) -> None:
         """Let go of the pipe in a forked child, whose parent's event loop is not its own."""
         current = signal.set_wakeup_fd(-1)
-        if current != self._writer:
-            signal.set_wakeup_fd(current)
+        signal.set_wakeup_fd(-1 if current == self._writer else current)  # from 3.12 on asyncio has reset it
         self._close()
