@@ -5,11 +5,14 @@ Every message has the same form: `Timeout: seconds=-1 is not allowed; give a num
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 import wrapt
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
 
 Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a timedelta."""
@@ -70,6 +73,16 @@ def name(owner: str, value: Any) -> str | None:
     if value == "":
         raise refuse(owner, "name", value, "a non-empty str or None")
     return value
+
+
+def header_name(owner: str, option: str, value: Any) -> str:
+    """Return the name of a header, in lower case."""
+    allowed = 'the name of a header, such as "x-request-timeout"'
+    if not isinstance(value, str):
+        raise refuse(owner, option, value, allowed, TypeError)
+    if not _TOKEN.fullmatch(value):
+        raise refuse(owner, option, value, allowed)
+    return value.lower()
 
 
 def function(owner: str, option: str, value: Any) -> Callable[..., Any]:

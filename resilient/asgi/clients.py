@@ -20,7 +20,6 @@ Keys are short. Texts that a client has chosen become a hash with a secret of th
 fill the memory nor tell an API key.
 """
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -49,8 +48,6 @@ _SECRET = token_bytes(32)
 _DIGEST = 16
 _SHORT = 64  # characters of a user's name that are kept as they are
 _SHORT_BITS = 128
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
 
 
 class _Clients:
@@ -265,13 +262,8 @@ def header(name: str, *, otherwise: Key = client_address) -> Key:
         TypeError: An option of the wrong type.
         ValueError: The name is not the name of a header.
     """
-    checked: Any = name
-    allowed = 'the name of a header, such as "x-api-key"'
-    if not isinstance(checked, str):
-        raise options.refuse("header", "name", name, allowed, TypeError)
-    if not _TOKEN.fullmatch(name):
-        raise options.refuse("header", "name", name, allowed)
-    return _Header(name.lower(), options.function("header", "otherwise", otherwise))
+    name = options.header_name("header", "name", name)
+    return _Header(name, options.function("header", "otherwise", otherwise))
 
 
 class _User:

@@ -35,6 +35,8 @@ _TRY_AGAIN_LATER = 1013
 REFUSED: Final = "resilient.refused"
 """Where in the scope a dependency of FastAPI leaves the error by which it refuses a request."""
 
+_LEVELS = {level.name.lower().encode(): level for level in Priority}
+
 _Guard: TypeAlias = tuple[AsgiEdge, AsyncNext]
 
 
@@ -84,8 +86,10 @@ class ResilienceMiddleware:
         max_deadline: The longest time in seconds that a caller can ask for. Default 60 s.
         deadline_margin: By how many seconds to be done sooner, for the way back. Default 0.02 s.
         cancel_on_disconnect: Whether to cancel what runs for a client that has gone. Default False.
-        priority: What is shed last: a function of the scope that returns a `Priority`, or a mapping like `routes`,
-            where all other paths are NORMAL. Default None: all requests have the priority around them.
+        priority: What is shed last: a mapping of paths to `Priority`, like `routes`, where all other paths are
+            NORMAL; or the name of a header with the value `low`, `normal`, `high` or `critical`, if those who set
+            it can be trusted; or a function of the scope. Default None: all requests have the priority around
+            them.
         health: A `Health` that answers the probes, before anything else. Default None.
         drain: A `Drain` that counts requests, and refuses them once the process is to end. Default None.
 
@@ -114,7 +118,7 @@ class ResilienceMiddleware:
         max_deadline: options.Seconds = 60.0,
         deadline_margin: options.Seconds = 0.02,
         cancel_on_disconnect: bool = False,
-        priority: Callable[[Scope], Priority] | Mapping[str, Priority] | None = None,
+        priority: Callable[[Scope], Priority] | Mapping[str, Priority] | str | None = None,
         health: Health | None = None,
         drain: Drain | None = None,
     ) -> None:
@@ -292,7 +296,15 @@ def _check_priority(priority: Any) -> Callable[[Scope], Priority] | None:
             if not isinstance(level, Priority):
                 raise options.refuse(_OWNER, "priority", level, "a Priority for each path", TypeError)
         return Routes(_OWNER, priority, Priority.NORMAL).of
+    if isinstance(priority, str):
+        return partial(_priority_in, options.header_name(_OWNER, "priority", priority).encode())
     return None if priority is None else options.function(_OWNER, "priority", priority)
+
+
+def _priority_in(header: bytes, scope: Scope) -> Priority:
+    """Return the priority that a header of a request names, NORMAL if there is none, or not one."""
+    values = [value for name, value in scope["headers"] if name == header]
+    return _LEVELS.get(values[0].strip().lower(), Priority.NORMAL) if len(values) == 1 else Priority.NORMAL
 
 
 def _is_preflight(scope: Scope) -> bool:

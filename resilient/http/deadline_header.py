@@ -20,8 +20,6 @@ from typing import Any
 
 from resilient import options
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
-
 _GRPC = re.compile(r"([0-9]{1,8})([HMSmun])")
 _MILLISECONDS = re.compile(r"[0-9]{1,12}")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
@@ -57,12 +55,7 @@ class DeadlineHeader:
             TypeError: The name is no str.
             ValueError: The name is not the name of a header.
         """
-        allowed = 'the name of a header, such as "grpc-timeout" or "x-request-timeout-ms"'
-        if not isinstance(name, str):
-            raise options.refuse(owner, option, name, allowed, TypeError)
-        if not _TOKEN.fullmatch(name):
-            raise options.refuse(owner, option, name, allowed)
-        name = name.lower()
+        name = options.header_name(owner, option, name)
         if name == "grpc-timeout":
             return cls(name, _parse_grpc, _format_grpc)
         if not name.endswith("-ms"):

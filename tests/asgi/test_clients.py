@@ -602,7 +602,7 @@ def test_without_the_header(lines):
 @pytest.mark.parametrize(
     ("kind", "arguments", "options", "message"),
     [
-        (TypeError, [None], {}, r"name=None is not allowed; give the name of a header, such as \"x-api-key\""),
+        (TypeError, [None], {}, r"name=None is not allowed; give the name of a header"),
         (TypeError, [b"x-api-key"], {}, r"name=b'x-api-key' is not allowed"),
         (ValueError, [""], {}, r"name='' is not allowed"),
         (ValueError, ["x api key"], {}, r"name='x api key' is not allowed"),

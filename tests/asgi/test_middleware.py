@@ -684,6 +684,32 @@ def test_requests_have_priorities(backend, priority_):
     assert seen == [Priority.HIGH, Priority.LOW, Priority.NORMAL]
 
 
+@pytest.mark.parametrize(
+    ("values", "level"),
+    [
+        (["high"], Priority.HIGH),
+        ([" Critical"], Priority.CRITICAL),
+        (["low"], Priority.LOW),
+        (["4"], Priority.NORMAL),
+        (["nonsense"], Priority.NORMAL),
+        (["high", "high"], Priority.NORMAL),
+        ([], Priority.NORMAL),
+    ],
+)
+def test_priorities_may_stand_in_a_header(values, level):
+    async def app(scope, receive, send):
+        seen.append(priority.current())
+
+    async def scenario():
+        scope = scope_of()
+        scope["headers"] += [(b"x-priority", value.encode()) for value in values]
+        await guarded(app, priority="X-Priority")(scope, Connection().receive, Connection().send)
+
+    seen = []
+    run(scenario)
+    assert seen == [level]
+
+
 # -- websockets -----------------------------------------------------------------------------------------------
 
 
@@ -844,6 +870,7 @@ def test_fields_may_be_any_iterable(backend, headers):
         ({"deadline_header": "x", "deadline_margin": -1}, ValueError, "deadline_margin=-1"),
         ({"cancel_on_disconnect": "yes"}, TypeError, "cancel_on_disconnect='yes'"),
         ({"priority": 3}, TypeError, "priority=3"),
+        ({"priority": "a b"}, ValueError, "priority='a b' is not allowed; give the name of a header"),
         ({"priority": {"/": 3}}, TypeError, "priority=3 is not allowed; give a Priority for each path"),
         ({"health": 3}, TypeError, "health=3 is not allowed; give a Health or None"),
         ({"drain": 3}, TypeError, "drain=3 is not allowed; give a Drain or None"),
