@@ -139,7 +139,7 @@ class AsgiEdge(Edge):
 
         async def run(call: AsgiCall) -> Any:
             try:
-                await app(call.scope, call.receive, call.take)
+                await app(call.scope, call.receive, call.run or call.take)
             except Exception as error:
                 call.escaped = error
                 raise
@@ -157,14 +157,7 @@ class AsgiEdge(Edge):
                 call.scope.update(call.snapshot)
                 call.receive.rewind()  # type: ignore[attr-defined]
             call.run = Run(call)
-            try:
-                await app(call.scope, call.receive, call.run)
-            except Exception as error:
-                call.escaped = error
-                raise
-            if call.failure is not None:
-                raise call.failure
-            return call.response
+            return await run(call)
 
         return run_again if self._repeats else run  # type: ignore[return-value]
 
