@@ -201,7 +201,10 @@ def _blame_client(error: OSError) -> None:
 
 def is_event_stream(headers: Fields) -> bool:
     """Tell whether a response is a stream of server-sent events, which has no end that one could wait for."""
-    return any(name == b"content-type" and value[:17].lower() == b"text/event-stream" for name, value in headers)
+    for name, value in headers:  # a generator would cost more than all that it looks at
+        if name == b"content-type":
+            return value[:17].lower() == b"text/event-stream"
+    return False
 
 
 def _ends(message: Message, kind: str, *, trailers: bool) -> bool:
