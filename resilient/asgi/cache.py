@@ -1,7 +1,8 @@
 """What `Cache` is around an ASGI application: it keeps what a shared cache may, and serves it in need.
 
 One cache answers everybody, so it keeps less than the one on a client (`resilient.http.cache`), by the same rules
-(RFC 9111 and RFC 5861, in `resilient.http.rfc9111`). This is what happens to one request:
+(RFC 9111 and RFC 5861, in `resilient.http.rfc9111` and `resilient.http.cache_policy`). This is what happens to one
+request:
 
     keeps out    not GET or HEAD, a range, `no-store`, a body. If it was a write and goes well, what it has made
                  obsolete is forgotten before its response goes out.
@@ -33,7 +34,7 @@ import anyio
 import anyio.lowlevel
 from cachetools import LRUCache
 
-from resilient import deadline, events, options, runtime
+from resilient import deadline, runtime
 from resilient.asgi.cache_rules import (
     CONDITIONS,
     disowned,
@@ -50,13 +51,13 @@ from resilient.asgi.edge import AsgiEdge
 from resilient.asgi.exchange import AsgiCall, Fields, Message, Receive, Scope, Send
 from resilient.call import AsyncNext, Call, Next
 from resilient.edge import Edge
-from resilient.errors import FailedResponse, Rejected
+from resilient.errors import Rejected
 from resilient.http import rfc9111
-from resilient.http.cache_flights import ALONE, Flights, Passenger
-from resilient.http.cache_store import BODY_BYTES, Entry, Store, said
+from resilient.http.cache_flights import ALONE, Passenger
+from resilient.http.cache_policy import FOLLOW, ResponseCache, Visit
+from resilient.http.cache_store import BODY_BYTES, Entry
 from resilient.http.headers import lines
 from resilient.kinds import MISSING, _background
-from resilient.policy import Policy
 
 if TYPE_CHECKING:
     from resilient.policies.cache import Cache
@@ -79,8 +80,6 @@ _DEMANDS = frozenset(
 )  # to look at a few many times takes less long
 _OF_THE_BODY = frozenset({b"content-length", b"content-type", b"content-encoding", b"content-language"})
 _BESIDE = frozenset({"http.response.early_hint", "http.response.push", "http.response.debug"})
-_NO_USE = rfc9111.Use(now=False, while_refreshing=False, on_error=False)
-_FOLLOW = object()  # instead of a response: wait for the ticket
 _BEGUN = object()  # an outcome: the response has begun
 
 
@@ -106,56 +105,25 @@ class StoredResponse:
         await send({"type": "http.response.body", "body": self.body})
 
 
-class _Visit(Passenger):
+class _Visit(Visit):
     """One request on its way through the cache.
 
     Attributes:
-        call: The call.
-        headers: The fields of its request, as they came.
-        demands: What the request demands of a cache.
-        gets: Whether it is a GET; the other ones are HEAD.
-        conditional: Whether the client has something to compare with.
         known: Whether it says who asks, and there is no `key=` to tell people apart.
-        primary: What its responses are kept under.
-        names: What a write forgets these responses by, once it goes on.
-        number: Its number among all requests, once it goes on.
-        sent: When it went on.
         began: When its response began.
-        renewal: The visit in the background that renews what this one was served.
-        scope: The scope for it; only visits in the background have one.
+        scope: The scope of its request; only visits in the background have one.
     """
 
-    __slots__ = (
-        "began",
-        "call",
-        "conditional",
-        "demands",
-        "gets",
-        "headers",
-        "known",
-        "names",
-        "number",
-        "primary",
-        "renewal",
-        "scope",
-        "sent",
-    )
+    __slots__ = ("began", "known", "scope")
 
+    call: AsgiCall
+    renewal: "_Visit | None"
     scope: Scope
 
     def __init__(self, call: AsgiCall, headers: Fields, demands: rfc9111.Demands) -> None:
-        super().__init__()
-        self.call = call
-        self.headers = headers
-        self.demands = demands
-        self.gets = call.scope["method"] == "GET"
-        self.conditional = self.known = False
-        self.primary: Hashable = None
-        self.names: tuple[Hashable, ...] = ()
-        self.number = 0
-        self.sent = call.now
+        super().__init__(call, call.scope["method"], headers, demands)
+        self.known = False
         self.began: float | None = None
-        self.renewal: _Visit | None = None
 
 
 class _Tee:
@@ -198,24 +166,15 @@ class _Tee:
         self.declined = not self._cache._ended(self._visit, self._entry)
 
 
-class AsgiCache(Policy):
-    """What a `Cache` is around ASGI applications: all that share the `Cache` share this.
+class AsgiCache(ResponseCache[_Visit]):
+    """What a `Cache` is around ASGI applications: all that share the `Cache` share this."""
 
-    Args:
-        cache: The policy whose options these are, and which reports events and statistics.
-
-    Emits:
-        CacheStaleServed, CacheRefreshFailed.
-    """
+    shared = True
+    renews_for_head = True
 
     def __init__(self, cache: "Cache") -> None:
-        super().__init__(name=cache.name)
-        self.cache = cache
-        self._store = Store(cache.max_entries)
-        self._flights = Flights()
+        super().__init__(cache)
         self._for_all: LRUCache[Hashable, None] = LRUCache(cache.max_entries)  # what those who are known may share
-        self._statuses = rfc9111.STALE_ON | options.statuses(cache.on)
-        self._decides = not isinstance(cache.on, type | tuple)
 
     def link(self, nxt: Next, edge: Edge) -> Next:
         raise TypeError(f"{self.cache.label}: there are no sync ASGI applications")
@@ -229,14 +188,9 @@ class AsgiCache(Policy):
             if visit is None:
                 return await nxt(call)
             answer = self._look(visit)
-            while answer is _FOLLOW:
-                try:
-                    granted = await runtime.await_ticket(visit.ticket)
-                except BaseException:
-                    self._leave(visit)
-                    raise
-                answer = self._followed(visit, granted)
-            if visit.renewal is not None:
+            if answer is FOLLOW:
+                answer = await self._afollow(visit)
+            elif visit.renewal is not None:
                 start(visit.renewal)
             return await fetch(visit) if answer is MISSING else answer
 
@@ -279,28 +233,13 @@ class AsgiCache(Policy):
                     visit.call.tees = [tee]
                     await nxt(self._go(visit))
             except Exception as error:
-                self._not_renewed(visit, tee, error)
+                failure = visit.call.failure
+                if not tee.done or failure is not None:  # who declines a response lets its sender fail
+                    self._not_renewed(visit, error, failure or error)
             finally:
                 self._abandon(visit)
 
         return cached
-
-    def clear(self) -> None:
-        """Forget all responses. Requests under way are not affected, and theirs will be kept."""
-        with self._lock:
-            self._store.clear()
-
-    def idle(self, now: float) -> bool:
-        return not len(self._store) and not len(self._flights)
-
-    @property
-    def entries(self) -> int:
-        """How many responses are kept."""
-        return len(self._store)
-
-    def after_fork(self) -> None:
-        super().after_fork()
-        self._flights.clear()  # who leads them and who follows is not in this process
 
     # -- before: what a request gets ------------------------------------------------------------------------------
 
@@ -320,88 +259,36 @@ class AsgiCache(Policy):
         visit.primary = target_of(scope, headers, visit.known) if self.cache.key is None else self._own_key(scope)
         return visit
 
-    def _own_key(self, scope: Scope) -> Hashable:
-        """Return what `key=` returns as something that no digest is equal to."""
-        assert self.cache.key is not None  # noqa: S101 - for mypy
-        key = self.cache.key(scope)
-        try:
-            hash(key)
-        except TypeError as error:
-            raise TypeError(f"{self.cache.label}: what key= returned is not hashable") from error
-        return "key", key
-
-    def _look(self, visit: _Visit) -> Any:
-        """Return a response, FOLLOW, or MISSING if the request has to go on."""
-        now, cached_only = visit.call.now, visit.demands.only_if_cached
-        with self._lock:
-            entry, variant = self._store.find(visit.primary, visit.headers)
-            use = _NO_USE if entry is None else visit.demands.allow(entry.age(now), entry.lifetime)
-            key = visit.primary, variant
-            if entry is not None and not use.now and entry.over(now) and self._flights.get(key) is None:
-                self._store.remove(entry)
-                key = visit.primary, self._store.find(visit.primary, visit.headers)[1]  # as those who come next
-            if not use.now and not cached_only:
-                if entry is None or not use.while_refreshing:
-                    return self._join(visit, key, now)
-                if self._flights.get(key) is None:
-                    self.cache._misses.add()
-                    visit.renewal = self._renewal_of(visit)
-                    self._flights.lead(visit.renewal, key, next(self._store.numbers))
-        if entry is None or (cached_only and not use.now):
-            fields = [(b"content-length", b"0"), (b"cache-status", b"resilient; detail=only-if-cached")]
-            return StoredResponse(_GATEWAY_TIMEOUT, fields, b"")
-        return self._hit(visit, entry, now) if use.now else self._serve_stale(visit, entry, now)
-
     def _join(self, visit: _Visit, key: Hashable, now: float) -> Any:
-        """Have a request follow one that is under way, or lead, or go on alone; the caller holds the lock."""
         visit.names = name_of(url_of(visit.call.scope)), visit.primary
-        alone = not visit.gets or self._flights.apart(visit.primary, now)
-        alone = alone or (visit.known and visit.primary not in self._for_all)
-        flight = self._flights.get(key)
-        if flight is not None and self._store.outdated(visit.names, flight.number):
-            flight = None
-        if flight is not None and not alone and _wants_no_newer(visit):
-            assert isinstance(flight.leader, _Visit)  # noqa: S101
-            began = flight.leader.began
-            if began is None or began + PATIENCE_SECONDS > now:
-                self.cache._shared.add()
-                self._flights.follow(visit, flight, _patience(began))
-                return _FOLLOW
-        self.cache._misses.add()
-        if flight is None and not alone and not visit.conditional:  # 304 is for one client only
-            self._flights.lead(visit, key, next(self._store.numbers))
+        return super()._join(visit, key, now)
+
+    def _alone(self, visit: _Visit, now: float) -> bool:
+        return super()._alone(visit, now) or (visit.known and visit.primary not in self._for_all)
+
+    def _patience(self, leader: Passenger) -> float | None:
+        assert isinstance(leader, _Visit)  # noqa: S101
+        return None if leader.began is None else leader.began + PATIENCE_SECONDS
+
+    def _gave_up(self, visit: _Visit) -> Any:
+        limit = deadline.current()
+        if limit is not None and limit.at == visit.ticket.expires_at:
+            return super()._gave_up(visit)
+        with self._lock:
+            self._flights.set_apart(visit.primary, visit.call.now)
         return MISSING
 
-    def _followed(self, visit: _Visit, granted: bool) -> Any:  # noqa: FBT001 - what waiting returns
-        """Return what the one who was followed has got for us, MISSING or FOLLOW, or raise."""
-        now = visit.call.now = runtime.now()
-        if not granted:
-            self._leave(visit)
-            limit = deadline.current()
-            if limit is None or limit.at != visit.ticket.expires_at:
-                with self._lock:
-                    self._flights.set_apart(visit.primary, now)
-                return MISSING
-            late = limit.timed_out()
-            answer = self._stale_on(visit, late)
-            if answer is MISSING:
-                raise late
-            return answer
-        outcome = visit.ticket.value
+    def _heard(self, visit: _Visit, outcome: Any) -> Any:
         if outcome is _BEGUN:
             flight = visit.followed
             with self._lock:
                 if self._flights.get(flight.key) is flight:
-                    assert isinstance(flight.leader, _Visit)  # noqa: S101
-                    self._flights.follow(visit, flight, _patience(flight.leader.began))
-                    return _FOLLOW
+                    self._flights.follow(visit, flight, deadline.tightest(self._patience(flight.leader)))
+                    return FOLLOW
                 outcome, _variant = self._store.find(visit.primary, visit.headers)  # it has ended meanwhile
-        if isinstance(outcome, Exception):
-            return self._stale_on(visit, outcome)
-        return self._collapsed(visit, outcome, now) if isinstance(outcome, Entry) else MISSING
+        return super()._heard(visit, outcome)
 
-    def _renewal_of(self, visit: _Visit) -> _Visit:
-        """Return the visit that renews what this one is served."""
+    def _renewal_of(self, visit: _Visit, entry: Entry) -> _Visit:
         renewal = _Visit(visit.call, visit.headers, visit.demands)
         renewal.scope = plain_get(visit.call.scope)
         renewal.known, renewal.primary = visit.known, visit.primary
@@ -410,24 +297,13 @@ class AsgiCache(Policy):
 
     # -- after: what comes of it ----------------------------------------------------------------------------------
 
-    def _go(self, visit: _Visit) -> AsgiCall:
-        """Take note that a request goes on."""
-        visit.number = next(self._store.numbers)
-        visit.sent = visit.call.now
-        return visit.call
-
     def _passed(self, scope: Scope, message: Message) -> None:
         """Forget what a write has made obsolete."""
-        if message["type"] != "http.response.start":
-            return
-        urls = rfc9111.invalidated(scope["method"], message["status"], url_of(scope), message.get("headers", ()))
-        if not urls:
-            return
-        names: list[Hashable] = [name_of(url) for url in urls]
-        if self.cache.key is not None:
-            names.append(self._own_key(scope))
-        with self._lock:
-            self._store.wrote(names)
+        if message["type"] == "http.response.start":
+            self._wrote(scope, scope["method"], message["status"], url_of(scope), message.get("headers", ()))
+
+    def _name_of(self, url: str) -> Hashable:
+        return name_of(url)
 
     def _arrived(self, visit: _Visit, message: Message) -> Entry | None:
         """Take note that a response begins; return what is to be kept of it, or None."""
@@ -468,139 +344,42 @@ class AsgiCache(Policy):
             return None
         if any(line.startswith("text/event-stream") for line in lines(fields, "content-type")):
             return None
-        error = status >= _BAD_REQUEST  # those are kept only if the application says for how long
-        lifetime = rfc9111.lifetime(
-            fields,
-            status,
-            received=time.time(),
-            default_fresh=0.0 if error else self.cache.ttl,
-            default_stale=0.0 if error else self.cache.stale,
-            default_refresh=0.0 if error else self.cache.refresh,
-            shared=True,
-        )
-        names = {name.strip().lower() for line in lines(fields, "vary") for name in line.split(",")} - {""}
-        vary = ", ".join(sorted(names))
         lengths = [int(line) for line in lines(fields, "content-length") if line.isdecimal()]
-        entry = Entry(
-            primary=visit.primary,
-            names=visit.names,
-            number=visit.number,
-            vary=vary,
-            variant=said(vary, sent),
-            status=status,
-            fields=rfc9111.stored_headers(fields),
-            extensions={},
-            lifetime=lifetime,
-            delay=now - visit.sent,
-            received=now,
+        return self._entry_of(
+            visit,
+            status,
+            fields,
+            sent,
+            now=now,
+            received=time.time(),
             length=max(lengths, default=None),
+            extensions={},
         )
-        return None if entry.over(now) else entry
 
     def _ended(self, visit: _Visit, entry: Entry) -> bool:
         """Keep a response that has ended, if it is whole; tell whether it was."""
         with self._lock:
-            if entry.whole:
-                self._store.add(entry)
-                self._flights.land(visit, entry)
-            else:
-                self._flights.set_apart(visit.primary, runtime.now())
-                self._flights.land(visit, ALONE)
+            self._keep(visit, entry, runtime.now())
         return entry.whole
 
-    def _failed(self, visit: _Visit, error: Exception) -> Any:
-        """Return an old response for a request that has failed, or MISSING."""
-        limit = deadline.current()
-        if limit is not None and visit.call.edge.timed_out(error) and runtime.now() >= limit.at:
-            self._abandon(visit)  # the time of this caller is over, not that of those who follow
+    def _told(self, error: Exception) -> Any:
         # A refusal can be about this client alone, and to be refused one after the other would take long.
-        self._land(visit, ALONE if isinstance(error, Rejected) else error)
-        return MISSING if visit.call.started else self._stale_on(visit, error)
-
-    def _not_renewed(self, visit: _Visit, tee: _Tee, error: Exception) -> None:
-        """Take note of a failure in the background, if it is one: who declines a response lets its sender fail."""
-        failure = visit.call.failure
-        if tee.done and failure is None:
-            return
-        self._land(visit, ALONE if isinstance(error, Rejected) else error)
-        self.cache.emit(events.CacheRefreshFailed, error=type(failure or error).__name__)
-
-    def _stale_on(self, visit: _Visit, error: Exception) -> Any:
-        """Return an old response in place of an error, or MISSING."""
-        if not self._wanted(error):
-            return MISSING
-        now = runtime.now()
-        with self._lock:
-            entry, _variant = self._store.find(visit.primary, visit.headers)
-        use = _NO_USE if entry is None else visit.demands.allow(entry.age(now), entry.lifetime)
-        if entry is None or not use.on_error:
-            return MISSING
-        if use.now:  # somebody else has been luckier meanwhile
-            return self._hit(visit, entry, now)
-        return self._serve_stale(visit, entry, now, error)
-
-    def _wanted(self, error: Exception) -> bool:
-        """Tell whether an old response may stand in for an error."""
-        if not self.cache._matches(error):
-            return False
-        return self._decides or not isinstance(error, FailedResponse) or error.status in self._statuses
-
-    def _land(self, visit: _Visit, outcome: Any) -> None:
-        with self._lock:
-            self._flights.land(visit, outcome)
-
-    def _abandon(self, visit: _Visit) -> None:
-        with self._lock:
-            self._flights.abandon(visit)
-
-    def _leave(self, visit: _Visit) -> None:
-        with self._lock:
-            self._flights.leave(visit)
+        return ALONE if isinstance(error, Rejected) else error
 
     # -- responses ------------------------------------------------------------------------------------------------
 
-    def _hit(self, visit: _Visit, entry: Entry, now: float) -> StoredResponse:
-        self.cache._hits.add()
-        return _response(visit, entry, rfc9111.cache_status(ttl=entry.lifetime.fresh - entry.age(now)), now)
+    def _not_cached(self, visit: _Visit) -> StoredResponse:
+        fields = [(b"content-length", b"0"), (b"cache-status", b"resilient; detail=only-if-cached")]
+        return StoredResponse(_GATEWAY_TIMEOUT, fields, b"")
 
-    def _collapsed(self, visit: _Visit, entry: Entry, now: float) -> Any:
-        age = entry.age(now)
-        if not entry.fits(visit.headers) or not visit.demands.allow(age, entry.lifetime).now:
-            return MISSING
-        ttl = entry.lifetime.fresh - age
-        return _response(visit, entry, rfc9111.cache_status("miss", ttl=ttl, stored=True, collapsed=True), now)
-
-    def _serve_stale(
-        self, visit: _Visit, entry: Entry, now: float, error: Exception | None = None
-    ) -> StoredResponse:
-        age = entry.age(now)
-        reason, served = ("refresh", "stale-while-revalidate") if error is None else ("error", "stale-if-error")
-        got = error.status if isinstance(error, FailedResponse) else None
-        ttl = entry.lifetime.fresh - age
-        status = rfc9111.cache_status(None if error is None else "stale", status=got, ttl=ttl, detail=served)
-        self.cache._stale.add()
-        self.cache.emit(events.CacheStaleServed, age=age, reason=reason)
-        return _response(visit, entry, status, now)
-
-
-def _response(visit: _Visit, entry: Entry, status: str, now: float) -> StoredResponse:
-    """Return a kept response for one request: whole, without its body, or 304 if the client has the same."""
-    body = entry.body or b""
-    fields = [*entry.shown, (b"age", b"%d" % int(entry.age(now))), (b"cache-status", status.encode())]
-    if visit.conditional and entry.status == _OK and has_the_same(visit.headers, entry.shown):
-        return StoredResponse(
-            _NOT_MODIFIED, [field for field in fields if field[0].lower() not in _OF_THE_BODY], b""
-        )
-    if entry.length is None and entry.status != _NO_CONTENT:
-        fields.append((b"content-length", b"%d" % len(body)))
-    return StoredResponse(entry.status, fields, body if visit.gets else b"")
-
-
-def _patience(began: float | None) -> float | None:
-    return deadline.tightest(None if began is None else began + PATIENCE_SECONDS)
-
-
-def _wants_no_newer(visit: _Visit) -> bool:
-    """Tell whether a request may have a response that was asked for before it came."""
-    asked = visit.demands.directives
-    return "no-cache" not in asked and asked.seconds.get("max-age", 1.0) > 0
+    def _answer(self, visit: _Visit, entry: Entry, served: str, status: str, now: float) -> StoredResponse:
+        """Return a kept response for one request: whole, without its body, or 304 if the client has the same."""
+        body = entry.body or b""
+        fields = [*entry.shown, (b"age", b"%d" % int(entry.age(now))), (b"cache-status", status.encode())]
+        if visit.conditional and entry.status == _OK and has_the_same(visit.headers, entry.shown):
+            return StoredResponse(
+                _NOT_MODIFIED, [field for field in fields if field[0].lower() not in _OF_THE_BODY], b""
+            )
+        if entry.length is None and entry.status != _NO_CONTENT:
+            fields.append((b"content-length", b"%d" % len(body)))
+        return StoredResponse(entry.status, fields, body if visit.gets else b"")

@@ -2,7 +2,8 @@
 
 What may be kept, for how long and for whom is said by RFC 9111 and RFC 5861. Their rules are in
 `resilient.http.rfc9111`, the answers in `resilient.http.cache_store`, the requests under way in
-`resilient.http.cache_flights`. Here is what happens to one request:
+`resilient.http.cache_flights`, and what is the same around an ASGI application in `resilient.http.cache_policy`.
+This is what happens to one request:
 
     keeps out    not GET or HEAD, conditions or a range of the caller's own, `no-store`, a body, an upgrade. If it
                  was a write and went well, what it made obsolete is forgotten.
@@ -27,25 +28,21 @@ import time
 import weakref
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from resilient import deadline, events, options, runtime
+from resilient import runtime
 from resilient.call import AsyncNext, Call, Next
 from resilient.edge import Edge
-from resilient.errors import FailedResponse, FailedResult, Rejected
+from resilient.errors import FailedResult, Rejected
 from resilient.http import rfc9111
-from resilient.http.cache_flights import ALONE, Flights, Passenger
-from resilient.http.cache_store import BODY_BYTES, Entry, Store, said
+from resilient.http.cache_flights import ALONE
+from resilient.http.cache_policy import FOLLOW, ResponseCache, Visit
+from resilient.http.cache_store import BODY_BYTES, Entry
 from resilient.http.edge import HttpCall, HttpEdge, _goes_on, _length
 from resilient.http.headers import lines
 from resilient.http.streams import Watch, aclose_quietly, close_quietly, watch
 from resilient.kinds import MISSING, _background
-from resilient.policy import Policy
 
-if TYPE_CHECKING:
-    from resilient.policies.cache import Cache
-
-_CLIENT_ERROR = 400
 _NOT_MODIFIED = 304
 _GATEWAY_TIMEOUT = 504
 _KEPT_EXTENSIONS = ("http_version", "reason_phrase")
@@ -57,47 +54,24 @@ _TELLING = frozenset(
         *("cache-control", "content-length", "pragma", "transfer-encoding", "upgrade"),
     )
 )
-_NO_USE = rfc9111.Use(now=False, while_refreshing=False, on_error=False)
-_FOLLOW = object()  # instead of an answer: wait for the ticket
 
 
-class _Visit(Passenger):
+class _Visit(Visit):
     """One request on its way through the cache.
 
     Attributes:
-        call: The call.
-        edge: What it ends at.
-        headers: The fields of its request.
-        demands: What the request demands of a cache.
+        edge: What its call ends at.
         owner: A digest of who asks.
-        primary: What its answers are kept under.
-        names: What a write forgets these answers by.
-        number: Its number among all requests, once it goes on.
-        sent: When it went on.
         timeouts: What the client has set for it.
-        renewal: The visit in the background that renews what this one was served.
         renews: The stored answer that is renewed; only visits in the background have one.
         asked: The stored answer that the origin is asked about.
         entry: What is to be kept, while its body is being read.
     """
 
-    __slots__ = (
-        "asked",
-        "call",
-        "demands",
-        "edge",
-        "entry",
-        "headers",
-        "names",
-        "number",
-        "owner",
-        "primary",
-        "renewal",
-        "renews",
-        "sent",
-        "timeouts",
-    )
+    __slots__ = ("asked", "edge", "entry", "owner", "renews", "timeouts")
 
+    call: HttpCall
+    renewal: "_Visit | None"
     entry: Entry
 
     def __init__(
@@ -108,33 +82,14 @@ class _Visit(Passenger):
         primary: Hashable,
         names: tuple[Hashable, ...],
     ) -> None:
-        super().__init__()
-        self.call = call
+        super().__init__(call, call.request.method, call.request.headers, demands)
         self.edge = call.edge
-        self.headers = call.request.headers
         self.timeouts = call.request.extensions.get("timeout")
-        self.demands = demands
         self.owner = owner
         self.primary = primary
         self.names = names
-        self.number = 0
-        self.sent = call.now
-        self.renewal: _Visit | None = None
         self.renews: Entry | None = None
         self.asked: Entry | None = None
-
-    def renew(self, entry: Entry) -> "_Visit":
-        """Return a visit that asks for a new answer in the background: it has no caller and no deadline."""
-        call = self.call.copy()
-        call.around = None
-        raw = [*self.headers.raw, *rfc9111.revalidation_headers(entry.fields)]
-        asks = len(raw) > len(self.headers.raw)
-        call.request.headers = type(self.headers)(raw)
-        other = _Visit(call, self.demands, self.owner, self.primary, self.names)
-        other.headers = type(self.headers)(self.headers.raw)  # the caller may change his
-        other.renews = entry
-        other.asked = entry if asks else None
-        return other
 
     def ask_anew(self) -> None:
         """Ask once more, without conditions."""
@@ -181,23 +136,11 @@ class _Tee:
             self._read(b"".join(self._chunks))
 
 
-class HttpCache(Policy):
-    """What a `Cache` is on HTTP clients: all transports that share the `Cache` share this.
+class HttpCache(ResponseCache[_Visit]):
+    """What a `Cache` is on HTTP clients: all transports that share the `Cache` share this."""
 
-    Args:
-        cache: The policy whose options these are, and which reports events and statistics.
-
-    Emits:
-        CacheStaleServed, CacheRefreshFailed.
-    """
-
-    def __init__(self, cache: "Cache") -> None:
-        super().__init__(name=cache.name)
-        self.cache = cache
-        self._store = Store(cache.max_entries)
-        self._flights = Flights()
-        self._statuses = rfc9111.STALE_ON | options.statuses(cache.on)
-        self._decides = not isinstance(cache.on, type | tuple)
+    shared = False
+    renews_for_head = False
 
     def link(self, nxt: Next, edge: Edge) -> Next:
         assert isinstance(edge, HttpEdge)  # noqa: S101 - it has sent us here
@@ -210,13 +153,8 @@ class HttpCache(Policy):
                 self._passed(call, response)
                 return response
             answer = self._look(visit)
-            if answer is _FOLLOW:
-                try:
-                    granted = runtime.wait(visit.ticket)
-                except BaseException:
-                    self._leave(visit)
-                    raise
-                answer = self._followed(visit, granted)
+            if answer is FOLLOW:
+                answer = self._follow(visit)
             elif visit.renewal is not None:
                 start(visit.renewal)
             return fetch(visit) if answer is MISSING else answer
@@ -246,7 +184,7 @@ class HttpCache(Policy):
                 runtime.start_thread(lambda: context.run(renew, visit), "resilient-refresh")
             except RuntimeError as error:  # no more threads: the old answer still serves
                 background.end(visit)
-                self._not_renewed(visit, error)
+                self._not_renewed(visit, error, error)
 
         def renew(visit: _Visit) -> None:
             try:
@@ -263,7 +201,7 @@ class HttpCache(Policy):
                     if visit.call.response is not None:
                         close_quietly(visit.call.response)
             except Exception as error:
-                self._not_renewed(visit, error)
+                self._not_renewed(visit, error, error)
             finally:
                 self._abandon(visit)
                 background.end(visit)
@@ -281,13 +219,8 @@ class HttpCache(Policy):
                 self._passed(call, response)
                 return response
             answer = self._look(visit)
-            if answer is _FOLLOW:
-                try:
-                    granted = await runtime.await_ticket(visit.ticket)
-                except BaseException:
-                    self._leave(visit)
-                    raise
-                answer = self._followed(visit, granted)
+            if answer is FOLLOW:
+                answer = await self._afollow(visit)
             elif visit.renewal is not None:
                 start(visit.renewal)
             return await fetch(visit) if answer is MISSING else answer
@@ -333,28 +266,11 @@ class HttpCache(Policy):
                     if visit.call.response is not None:
                         await aclose_quietly(visit.call.response)
             except Exception as error:
-                self._not_renewed(visit, error)
+                self._not_renewed(visit, error, error)
             finally:
                 over(visit)
 
         return cached
-
-    def clear(self) -> None:
-        """Forget all answers. Requests under way are not affected, and will keep theirs."""
-        with self._lock:
-            self._store.clear()
-
-    def idle(self, now: float) -> bool:
-        return not len(self._store) and not len(self._flights)
-
-    @property
-    def entries(self) -> int:
-        """How many answers are kept."""
-        return len(self._store)
-
-    def after_fork(self) -> None:
-        super().after_fork()
-        self._flights.clear()  # who leads them and who follows is not in this process
 
     # -- before: what a request gets ------------------------------------------------------------------------------
 
@@ -372,88 +288,22 @@ class HttpCache(Policy):
         owner = rfc9111.credentials_key(fields)
         if self.cache.key is None:
             return _Visit(call, demands, owner, (url, owner), (url,))
-        primary = self._primary(self.cache.key(request))
+        primary = self._own_key(request)
         return _Visit(call, demands, owner, primary, (url, primary))
 
-    def _primary(self, key: Hashable) -> Hashable:
-        """Return what `key=` has returned as something that no URL is equal to."""
-        try:
-            hash(key)
-        except TypeError as error:
-            raise TypeError(f"{self.cache.label}: what key= returned is not hashable") from error
-        return "key", key
-
-    def _look(self, visit: _Visit) -> Any:
-        """Return an answer, FOLLOW, or MISSING if the request has to go on."""
-        now, gets, cached_only = visit.call.now, visit.call.request.method == "GET", visit.demands.only_if_cached
-        with self._lock:
-            entry, variant = self._store.find(visit.primary, visit.headers)
-            use = _NO_USE if entry is None else visit.demands.allow(entry.age(now), entry.lifetime)
-            key = visit.primary, variant
-            if entry is not None and not use.now and entry.over(now) and self._flights.get(key) is None:
-                self._store.remove(entry)
-                key = visit.primary, self._store.find(visit.primary, visit.headers)[1]  # as those who come next
-            if not use.now and not cached_only:
-                if entry is None or not gets or not use.while_refreshing:
-                    return self._join(visit, key, now)
-                if self._flights.get(key) is None:
-                    self.cache._misses.add()
-                    visit.renewal = visit.renew(entry)
-                    self._flights.lead(visit.renewal, key, next(self._store.numbers))
-        if entry is None or (cached_only and not use.now):
-            return _not_cached(visit)
-        if not use.now:
-            return self._serve_stale(visit, entry, now)
-        return self._hit(visit, entry, now)
-
-    def _join(self, visit: _Visit, key: Hashable, now: float) -> Any:
-        """Have a request follow one that is under way, or lead, or go on alone; the caller holds the lock."""
-        apart = visit.call.request.method != "GET" or self._flights.apart(visit.primary, now)
-        flight = self._flights.get(key)
-        if flight is not None and self._store.outdated(visit.names, flight.number):
-            flight = None
-        if flight is not None and not apart and _may_follow(visit):
-            self.cache._shared.add()
-            self._flights.follow(visit, flight, deadline.tightest(None))
-            return _FOLLOW
-        self.cache._misses.add()
-        if flight is None and not apart:
-            self._flights.lead(visit, key, next(self._store.numbers))
-        return MISSING
-
-    def _followed(self, visit: _Visit, granted: bool) -> Any:  # noqa: FBT001 - what waiting returns
-        """Return what the one who was followed has got for us, MISSING if we have to go on, or raise."""
-        visit.call.now = runtime.now()
-        if not granted:
-            self._leave(visit)
-            limit = deadline.current()
-            assert limit is not None  # noqa: S101 - nothing else ends the wait
-            late = visit.edge.family.own(limit.timed_out(), visit.call.request)
-            answer = self._stale_on(visit, late)
-            if answer is MISSING:
-                raise late
-            return answer
-        outcome = visit.ticket.value
-        if isinstance(outcome, Entry):
-            return self._shared(visit, outcome)
-        if isinstance(outcome, Exception):
-            answer = self._stale_on(visit, outcome)
-            failure = self._same_failure(visit, outcome) if answer is MISSING else None
-            if failure is not None:
-                raise failure
-            return answer
-        return MISSING
-
-    def _shared(self, visit: _Visit, entry: Entry) -> Any:
-        now = visit.call.now
-        age = entry.age(now)
-        if not entry.fits(visit.headers) or not visit.demands.allow(age, entry.lifetime).now:
-            return MISSING
-        status = rfc9111.cache_status("miss", ttl=entry.lifetime.fresh - age, stored=True, collapsed=True)
-        return self._answer(visit, entry, "collapsed", status, now)
+    def _renewal_of(self, visit: _Visit, entry: Entry) -> _Visit:
+        call = visit.call.copy()
+        call.around = None
+        raw = [*visit.headers.raw, *rfc9111.revalidation_headers(entry.fields)]
+        asks = len(raw) > len(visit.headers.raw)
+        call.request.headers = type(visit.headers)(raw)
+        renewal = _Visit(call, visit.demands, visit.owner, visit.primary, visit.names)
+        renewal.headers = type(visit.headers)(visit.headers.raw)  # the caller may change his
+        renewal.renews = entry
+        renewal.asked = entry if asks else None
+        return renewal
 
     def _same_failure(self, visit: _Visit, error: Exception) -> Exception | None:
-        """Return the failure of the one we followed as our own, None if we had better try ourselves."""
         edge, leader = visit.edge, visit.followed.leader
         assert isinstance(leader, _Visit)  # noqa: S101
         if isinstance(error, FailedResult) or not edge.transient(error):
@@ -473,28 +323,18 @@ class HttpCache(Policy):
 
     # -- after: what comes of it ----------------------------------------------------------------------------------
 
-    def _go(self, visit: _Visit) -> HttpCall:
-        """Take note that a request goes on."""
-        visit.number = next(self._store.numbers)
-        visit.sent = visit.call.now
-        return visit.call
-
     def _passed(self, call: Call, response: Any) -> None:
         """Forget what a write has made obsolete."""
         assert isinstance(call, HttpCall)  # noqa: S101
         request = call.request
-        urls = rfc9111.invalidated(request.method, response.status_code, request.url, response.headers)
-        if not urls:
-            return
-        names: list[Hashable] = [rfc9111.cache_key("GET", url) for url in urls]
-        if self.cache.key is not None:
-            names.append(self._primary(self.cache.key(request)))
-        with self._lock:
-            self._store.wrote(names)
+        self._wrote(request, request.method, response.status_code, request.url, response.headers)
+
+    def _name_of(self, url: str) -> Hashable:
+        return rfc9111.cache_key("GET", url)
 
     def _arrived(self, visit: _Visit, response: Any) -> Any:
         """Take note of a good response; return its body if that has to be read now."""
-        if visit.call.request.method != "GET":
+        if not visit.gets:
             return None
         now = runtime.now()
         entry = self._entry(visit, response, now)
@@ -538,33 +378,19 @@ class HttpCache(Policy):
             return None
         if self.cache.key is None and rfc9111.credentials_key(_telling(sent)) != visit.owner:
             return None
-        error = status >= _CLIENT_ERROR  # those are kept only if the origin says for how long
-        lifetime = rfc9111.lifetime(
-            fields,
+        entry = self._entry_of(
+            visit,
             status,
+            fields,
+            sent,
+            now=now,
             received=time.time(),
-            default_fresh=0.0 if error else self.cache.ttl,
-            default_stale=0.0 if error else self.cache.stale,
-            default_refresh=0.0 if error else self.cache.refresh,
-        )
-        names = {name.strip().lower() for line in lines(fields, "vary") for name in line.split(",")} - {""}
-        vary = ", ".join(sorted(names))
-        entry = Entry(
-            primary=visit.primary,
-            names=visit.names,
-            number=visit.number,
-            vary=vary,
-            variant=said(vary, sent),
-            status=status,
-            fields=rfc9111.stored_headers(fields),
-            extensions={name: kept[name] for name in _KEPT_EXTENSIONS if name in kept},
-            lifetime=lifetime,
-            delay=now - visit.sent,
-            received=now,
             length=None if body is not None or "transfer-encoding" in response.headers else _length(response),
+            extensions={name: kept[name] for name in _KEPT_EXTENSIONS if name in kept},
         )
-        entry.body = body
-        return None if entry.over(now) else entry
+        if entry is not None:
+            entry.body = body
+        return entry
 
     def _read(self, visit: _Visit, response: Any, body: bytes | None) -> None:
         """Take note of the body that somebody waits for; None if it is too long."""
@@ -573,14 +399,6 @@ class HttpCache(Policy):
             response.stream = visit.edge.byte_stream(body)
         with self._lock:
             self._keep(visit, visit.entry, runtime.now())
-
-    def _keep(self, visit: _Visit, entry: Entry, now: float) -> None:
-        if entry.whole:
-            self._store.add(entry)
-            self._flights.land(visit, entry)
-        else:
-            self._set_apart(visit, now)
-            self._flights.land(visit, ALONE)
 
     def _add(self, entry: Entry, body: bytes) -> None:
         entry.body = body
@@ -594,43 +412,13 @@ class HttpCache(Policy):
             return False
         return not rfc9111.confirms(response.headers, visit.asked.fields)
 
-    def _failed(self, visit: _Visit, error: Exception) -> Any:
-        """Return an old answer for a request that has failed, or MISSING."""
-        limit = deadline.current()
-        if limit is not None and visit.edge.timed_out(error) and runtime.now() >= limit.at:
-            self._abandon(visit)  # the time of this caller is over, not that of those who follow
-        with self._lock:
-            self._flights.land(visit, error)
-        return self._stale_on(visit, error)
-
-    def _not_renewed(self, visit: _Visit, error: Exception) -> None:
-        with self._lock:
-            self._flights.land(visit, error)
-        self.cache.emit(events.CacheRefreshFailed, error=type(error).__name__)
-
-    def _stale_on(self, visit: _Visit, error: Exception) -> Any:
-        """Return an old answer in place of an error, or MISSING."""
-        if not self._wanted(visit.edge, error):
-            return MISSING
-        now = runtime.now()
-        with self._lock:
-            entry, _variant = self._store.find(visit.primary, visit.headers)
-        use = _NO_USE if entry is None else visit.demands.allow(entry.age(now), entry.lifetime)
-        if entry is None or not use.on_error:
-            return MISSING
-        if use.now:  # somebody else has been luckier meanwhile
-            return self._hit(visit, entry, now)
-        return self._serve_stale(visit, entry, now, error)
-
-    def _wanted(self, edge: HttpEdge, error: Exception) -> bool:
-        """Tell whether an old answer may stand in for an error."""
-        if not self.cache._matches(error):
+    def _wanted(self, visit: _Visit, error: Exception) -> bool:
+        if not super()._wanted(visit, error):
             return False
-        if isinstance(error, FailedResponse) and not self._decides:
-            return error.status in self._statuses
-        if self.cache.on is Exception:  # the default: not what is wrong on our side
-            return isinstance(error, Rejected | FailedResult) or edge.transient(error)
-        return True
+        if self.cache.on is not Exception:
+            return True
+        # the default: not what is wrong on our side
+        return isinstance(error, Rejected | FailedResult) or visit.edge.transient(error)
 
     def _set_apart(self, visit: _Visit, now: float) -> None:
         """Let nobody follow for a while; the caller holds the lock."""
@@ -640,35 +428,9 @@ class HttpCache(Policy):
         else:
             self._flights.tell(visit, ALONE)  # the flight goes on, as there must be no second renewal
 
-    def _abandon(self, visit: _Visit) -> None:
-        with self._lock:
-            self._flights.abandon(visit)
-
-    def _leave(self, visit: _Visit) -> None:
-        with self._lock:
-            self._flights.leave(visit)
-
-    # -- answers --------------------------------------------------------------------------------------------------
-
-    def _hit(self, visit: _Visit, entry: Entry, now: float) -> Any:
-        self.cache._hits.add()
-        status = rfc9111.cache_status(ttl=entry.lifetime.fresh - entry.age(now))
-        return self._answer(visit, entry, "hit", status, now)
-
-    def _serve_stale(self, visit: _Visit, entry: Entry, now: float, error: Exception | None = None) -> Any:
-        age = entry.age(now)
-        reason, served = ("refresh", "stale-while-revalidate") if error is None else ("error", "stale-if-error")
-        got = error.status if isinstance(error, FailedResponse) else None
-        ttl = entry.lifetime.fresh - age
-        status = rfc9111.cache_status(None if error is None else "stale", status=got, ttl=ttl, detail=served)
-        self.cache._stale.add()
-        self.cache.emit(events.CacheStaleServed, age=age, reason=reason)
-        return self._answer(visit, entry, served, status, now)
-
     def _answer(self, visit: _Visit, entry: Entry, served: str, status: str, now: float) -> Any:
-        """Return a stored answer as a new response."""
         call, family = visit.call, visit.edge.family
-        body = entry.body if call.request.method == "GET" else b""
+        body = entry.body if visit.gets else b""
         response = family.Response(
             entry.status,
             headers=[
@@ -682,6 +444,15 @@ class HttpCache(Policy):
         if call.response is None:
             call.response = response  # it belongs to this call alone, so the transport need not copy it
         return response
+
+    def _not_cached(self, visit: _Visit) -> Any:
+        family = visit.edge.family
+        return family.Response(
+            _GATEWAY_TIMEOUT,
+            headers=[(b"Content-Length", b"0"), (b"Cache-Status", b"resilient; detail=only-if-cached")],
+            stream=family.ByteStream(b""),
+            extensions={"resilient": {"cache": "only-if-cached"}},
+        )
 
 
 def _telling(headers: Any) -> list[tuple[bytes, bytes]]:
@@ -701,19 +472,3 @@ def _is_used_up(edge: HttpEdge, response: Any) -> bool:
     if not response.is_stream_consumed or response.stream.__class__ is edge.byte_stream:
         return False
     return "content-encoding" in response.headers or not hasattr(response, "_content")
-
-
-def _may_follow(visit: _Visit) -> bool:
-    """Tell whether a request may have an answer that was asked for before it came."""
-    asked = visit.demands.directives
-    return "no-cache" not in asked and asked.seconds.get("max-age", 1.0) > 0
-
-
-def _not_cached(visit: _Visit) -> Any:
-    family = visit.edge.family
-    return family.Response(
-        _GATEWAY_TIMEOUT,
-        headers=[(b"Content-Length", b"0"), (b"Cache-Status", b"resilient; detail=only-if-cached")],
-        stream=family.ByteStream(b""),
-        extensions={"resilient": {"cache": "only-if-cached"}},
-    )
