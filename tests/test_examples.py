@@ -24,6 +24,12 @@ EXPECTED = {
 
 OVER_HTTP = {  # these talk to a server of their own, in real time
     "httpx2_client.py": ["50 answers after", "tried again: ['FailedResponse', 'RemoteProtocolError']"],
+    "behind_a_proxy.py": [
+        "the proxy\n  192.0.2.1                    200\n",
+        "  192.0.2.3                    429\none proxy is ours",
+        "6.6.6.1, 192.0.2.1           200\n  6.6.6.2, 192.0.2.1           429",
+        "2001:db8::2, 10.0.0.7        200\n  2001:db8::3                  429",
+    ],
     "deadlines_across_services.py": [
         "0.60 s: service 3 is told that 0.359 s are left\n0.90 s: the caller gets 200",
         "0.96 s: service 2 stops\n0.96 s: the caller gets 504",
