@@ -51,7 +51,7 @@ class Timer(Deadline):
 
     def disarm(self) -> None:
         if self.pending is not None:  # else it is too late: the task has been cancelled
-            self.task = None  # it stays queued, and then cancels nobody
+            self.task = self.pending = None  # it stays queued until others come by, and cancels nobody
             self.at += FAR_AWAY
 
     def expire(self) -> None:
@@ -67,7 +67,7 @@ class Timer(Deadline):
         self.task = None  # an entry may stay queued behind an older call: it must not keep the task alive
         pending = self.pending
         if pending is not None:
-            if pending and pending[-1] is self:  # another call may have taken a disarmed one out
+            if pending[-1] is self:
                 pending.pop()
             while pending and pending[0].task is None:
                 pending.popleft()
