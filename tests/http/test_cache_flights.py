@@ -21,6 +21,7 @@ from resilient import (
     Cache,
     CircuitBreaker,
     CircuitOpen,
+    Fallback,
     Pipeline,
     TimedOut,
     Timeout,
@@ -445,6 +446,22 @@ def test_c32_everybody_keeps_his_own_deadline(kit):
     kit.run(scenario)
 
 
+def test_c32_policies_know_the_end_of_the_wait_by_the_name_that_users_know(kit):
+    async def scenario():
+        origin = Origin(reply(200, b"x", wait=10, **FRESH))
+        plan_b = Fallback(lambda request: kit.http.Response(203), on=kit.http.TimeoutException)
+        web = Web(kit, plan_b | Cache(0), origin)
+
+        async def impatient():
+            with until(3):
+                return await web.get()
+
+        seen = await gather(kit, web.get, impatient)
+        assert [each.status_code for each in seen] == [200, 203]
+
+    kit.run(scenario)
+
+
 def test_c32_who_waits_too_long_may_get_something_old(kit):
     async def scenario():
         origin = Origin(reply(200, b"old"), reply(200, b"new", wait=10))
@@ -513,6 +530,18 @@ def test_c31_an_answer_that_can_be_shared_unites_them_again(kit):
         cache.clear()
         await gather(kit, web.get, web.get)
         assert origin.asked == 3
+
+    kit.run(scenario)
+
+
+def test_c31_after_a_body_that_is_not_whole_nobody_waits(kit):
+    async def scenario():
+        broken = {"content_length": "9", "memory": True}
+        origin = Origin(reply(200, b"x", **broken, **FRESH), reply(200, b"x", wait=1, **broken, **FRESH))
+        web = Web(kit, Cache(0), origin)
+        await web.get()
+        await gather(kit, web.get, web.get)
+        assert (origin.asked, runtime.now()) == (3, 1.0)
 
     kit.run(scenario)
 
