@@ -707,8 +707,8 @@ class Value(Policy):
             try:
                 result = nxt(call)
             except Exception as error:
-                found = recover(call, error, runtime.now())
-                if found is MISSING:
+                found = recover(call, error, runtime.now())  # also to end what was begun for this call
+                if found is MISSING or not replaceable(call):
                     raise
                 return found
             except BaseException:
@@ -759,8 +759,8 @@ class Value(Policy):
             try:
                 result = await nxt(call)
             except Exception as error:
-                found = recover(call, error, runtime.now())
-                if found is MISSING:
+                found = recover(call, error, runtime.now())  # also to end what was begun for this call
+                if found is MISSING or not replaceable(call):
                     raise
                 return found
             except BaseException:

@@ -24,7 +24,7 @@ from resilient import (
 from resilient.asgi import ResilienceMiddleware
 from resilient.asgi.edge import is_app
 from resilient.errors import RateLimited, TimedOut
-from resilient.kinds import Race
+from resilient.kinds import MISSING, Race, Value
 from resilient.testing import run
 
 from .driver import Connection, ask, replies, scope_of
@@ -471,6 +471,29 @@ def test_a_response_that_has_begun_is_not_run_again(backend):
 
     answer = run(scenario, backend=backend)
     assert (len(seen), answer.types, type(answer.error)) == (1, ["start", "body"], ConnectionError)
+
+
+class Remembers(Value):
+    """A policy of a user that looks something up, and always has an answer to a failure."""
+
+    def lookup(self, call, now):
+        return MISSING
+
+    def recover(self, call, error, now):
+        return replies(203)
+
+
+def test_a_response_that_has_begun_is_not_replaced_by_any_policy(backend):
+    async def app(scope, receive, send):
+        await start(send)
+        raise ConnectionError
+
+    async def scenario():
+        begun = await ask(guarded(app, Remembers()))
+        failed = await ask(guarded(replies(500), Remembers()))
+        return begun.types, type(begun.error), failed.status
+
+    assert run(scenario, backend=backend) == (["start"], ConnectionError, 203)
 
 
 def test_a_refusal_further_in_is_no_reason_against_another_try(backend):
