@@ -25,8 +25,7 @@ class Limits:
     Args:
         limits: The limits, outermost first. Each is told under its `name`, without one as `"default"`.
         legacy: Whether to add the fields `X-RateLimit-Limit`, `-Remaining` and `-Reset`, which can tell only of
-            one
-            limit: that of which the smallest part is left.
+            one limit: that of which the smallest part is left.
     """
 
     def __init__(self, limits: Sequence[RateLimit], *, legacy: bool = False) -> None:
@@ -44,6 +43,7 @@ class Limits:
         limits = self._limits if NOTED not in call.scope else self._with_noted(call)
         told: list[_Told] = []
         states: list[bytes] = []
+        numbers: list[tuple[float, int, int, int]] = []
         for each in limits:
             limit = each.limit
             if limit.key is None:
@@ -52,13 +52,16 @@ class Limits:
                 left, reset = limit.left(call.keys[limit])
             else:
                 continue  # another one has refused the call before
-            states.append(each.state % (left, ceil(reset)))
+            seconds = ceil(reset)
+            states.append(each.state % (left, seconds))
             told.append(each)
+            if self._legacy:
+                numbers.append((left / limit.burst, limit.burst, left, seconds))
         if not told:
             return []
         policy = self._policy if told == self._limits else _policy_field(told)
         fields = [policy, (b"ratelimit", states[0] if len(states) == 1 else b", ".join(states))]
-        return [*fields, *_legacy(told, call)] if self._legacy else fields
+        return [*fields, *_legacy(*min(numbers))] if self._legacy else fields
 
     def _with_noted(self, call: "AsgiCall") -> "list[_Told]":
         """Return our limits and those that the application has counted the call by."""
@@ -99,14 +102,12 @@ def _policy_field(told: Sequence[_Told]) -> tuple[bytes, bytes]:
     return b"ratelimit-policy", b", ".join([each.policy for each in told])
 
 
-def _legacy(told: Sequence[_Told], call: "AsgiCall") -> "Fields":
-    """Return the old fields, about the limit of which the smallest part is left."""
-    left = [(each.limit, *each.limit.left(call.keys.get(each.limit))) for each in told]
-    limit, calls, reset = min(left, key=lambda each: each[1] / each[0].burst)
+def _legacy(_part: float, burst: int, left: int, seconds: int) -> "Fields":
+    """Return the old fields, about one limit."""
     return [
-        (b"x-ratelimit-limit", b"%d" % limit.burst),
-        (b"x-ratelimit-remaining", b"%d" % calls),
-        (b"x-ratelimit-reset", b"%d" % ceil(reset)),
+        (b"x-ratelimit-limit", b"%d" % burst),
+        (b"x-ratelimit-remaining", b"%d" % left),
+        (b"x-ratelimit-reset", b"%d" % seconds),
     ]
 
 
@@ -116,8 +117,11 @@ def names(limits: Iterable[RateLimit]) -> list[str]:
     for limit in limits:
         readable = (limit.name or "default").encode("ascii", "replace").decode()
         name = "".join(each if each.isprintable() else "?" for each in readable)
-        number = sum(other == name or other.startswith(f"{name}-") for other in taken) + 1
-        taken.append(name if number == 1 else f"{name}-{number}")
+        unique, number = name, 1
+        while unique in taken:
+            number += 1
+            unique = f"{name}-{number}"
+        taken.append(unique)
     return ['"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in taken]
 
 
