@@ -24,6 +24,8 @@ from starlette.requests import HTTPConnection
 from resilient.asgi.clients import client_address
 from resilient.asgi.limits import NOTED
 from resilient.asgi.middleware import REFUSED, ResilienceMiddleware
+from resilient.call import Call
+from resilient.edge import Edge
 from resilient.errors import RateLimited
 from resilient.pipeline import Pipeline
 from resilient.policies.rate_limit import RateLimit
@@ -54,6 +56,33 @@ _RESPONSE: dict[str, Any] = {
 }
 
 
+class _Edge(Edge):
+    """The edge of a dependency: it remembers what a request was counted by, as the middleware tells that."""
+
+    notes_keys = True
+
+
+_EDGE = _Edge()
+
+
+class _Count(Call):
+    """One request that is counted.
+
+    Attributes:
+        key: What it is counted by; no value until it is known.
+    """
+
+    __slots__ = ("key",)
+
+    edge = _EDGE
+
+    key: Hashable
+
+    def note_key(self, _limit: RateLimit, key: Hashable) -> None:
+        """Remember the key."""
+        self.key = key
+
+
 class Limit:
     """A dependency that counts requests by a rate limit; made by `limit`.
 
@@ -63,6 +92,7 @@ class Limit:
 
     def __init__(self, policy: RateLimit) -> None:
         self.policy = policy
+        self._chain = policy.achain(_EDGE)
 
     def __repr__(self) -> str:
         return f"Limit({self.policy!r})"
@@ -76,24 +106,23 @@ class Limit:
             RuntimeError: `install` was not called.
         """
         scope = connection.scope
-        try:
-            await self.policy.acall(_admitted, scope)
-        except RateLimited as error:
-            if scope["type"] == "websocket":
-                raise WebSocketException(_TRY_AGAIN_LATER, "Quota exceeded") from error
-            scope[REFUSED] = error
-            raise
-        finally:
-            if scope["type"] == "http":
-                self._note(scope)
-
-    def _note(self, scope: Any) -> None:
-        if NOTED not in scope:
+        noted = scope.get(NOTED)
+        if noted is None and scope["type"] == "http":
             raise RuntimeError(
                 f"{self!r} needs the middleware: call resilient.fastapi.install(app) where you make the "
                 "application"
             )
-        scope[NOTED].append((self.policy, None if self.policy.key is None else self.policy.key(scope)))
+        call = _Count(_admitted, (scope,), {})
+        try:
+            await self._chain(call)
+        except RateLimited as error:
+            if noted is None:
+                raise WebSocketException(_TRY_AGAIN_LATER, "Quota exceeded") from error
+            scope[REFUSED] = error
+            raise
+        finally:
+            if noted is not None and (self.policy.key is None or hasattr(call, "key")):
+                noted.append((self.policy, getattr(call, "key", None)))
 
 
 def limit(

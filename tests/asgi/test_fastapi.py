@@ -182,9 +182,23 @@ def test_a_bad_limit_is_refused(rate, kind):
 
 
 def test_a_limit_says_what_it_is():
-    assert repr(limit("5/minute", key=None)) == "Limit(RateLimit(Rate(5, per=60), key=None))" or "Limit(" in repr(
-        limit("5/minute")
-    )
+    assert repr(limit("5/minute", key=None)) == "Limit(RateLimit(Rate(5, per=60), burst=5))"
+
+
+def test_the_key_is_asked_once(app):
+    def key(scope):
+        asked.append(scope["path_params"]["tenant"])
+        return asked[-1]
+
+    @app.get("/{tenant}", dependencies=[Depends(limit("2/minute", key=key))])
+    async def route(tenant: str):
+        return tenant
+
+    asked = []
+    answers = run(thrice, app, "/acme")
+    assert asked == ["acme"] * 3
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert answers[1].headers["ratelimit"] == '"default";r=0;t=30'
 
 
 def test_the_middleware_can_be_mounted_by_hand_too():
