@@ -28,6 +28,7 @@ import anyio
 from resilient import options, runtime, workers
 from resilient.asgi.drain import Drain
 from resilient.asgi.exchange import Receive, Scope, Send
+from resilient.asgi.routes import path_of
 from resilient.policies.cache import Cache
 from resilient.policies.circuit_breaker import CircuitBreaker
 from resilient.policy import Policy
@@ -131,7 +132,7 @@ class Health:
 
     def handles(self, scope: Scope) -> bool:
         """Tell whether a request is a probe: an HTTP request for one of the paths, of whatever method."""
-        return scope["type"] == "http" and _path_below_root(scope) in self._probes
+        return scope["type"] == "http" and self._probe_of(scope) is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI app."""
@@ -140,7 +141,7 @@ class Health:
         elif scope["type"] != "http":
             await receive()
             await send({"type": "websocket.close", "code": 1000, "reason": ""})
-        elif (probe := self._probes.get(_path_below_root(scope))) is None:
+        elif (probe := self._probe_of(scope)) is None:
             await _answer(scope, send, 404, b"text/plain; charset=utf-8", b"not found")
         elif scope["method"] not in ("GET", "HEAD"):
             allow = (b"allow", b"GET, HEAD")
@@ -153,6 +154,10 @@ class Health:
             status: Status = next((one for one in _WORST_FIRST if one in statuses), "pass")
             body = self._show(status, findings).encode()
             await _answer(scope, send, 503 if status == "fail" else 200, _MEDIA_TYPES[self.format], body)
+
+    def _probe_of(self, scope: Scope) -> str | None:
+        path = path_of(scope)
+        return self._probes.get(scope["path"] if path == "/" else path)  # it may be mounted right at a probe
 
     # -- what there is to say ---------------------------------------------------------------------------------
 
@@ -262,12 +267,6 @@ def _look_at(name: str, breaker: CircuitBreaker) -> _Finding:
 
 
 # -- HTTP -----------------------------------------------------------------------------------------------------
-
-
-def _path_below_root(scope: Scope) -> str:
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 async def _answer(

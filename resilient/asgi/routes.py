@@ -66,7 +66,7 @@ def _method(scope: Scope) -> str:
 def path_of(scope: Scope) -> str:
     """Return the path of a request below the place where the application is mounted."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
+    root: str = scope.get("root_path", "").rstrip("/")
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in {"", "/"}:
         return path[len(root) :] or "/"
     return path

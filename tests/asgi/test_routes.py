@@ -47,6 +47,8 @@ def test_the_value_of_a_path(method, path, value):
     [
         ("/api/users/me", "/api", "/users/me"),
         ("/api", "/api", "/"),
+        ("/api/users/me", "/api/", "/users/me"),
+        ("/users/me", "/", "/users/me"),
         ("/apiary", "/api", "/apiary"),
         ("/users/me", "/api", "/users/me"),
     ],
