@@ -119,19 +119,10 @@ class AsgiCall(Call):
             if self.room < 0:
                 await self.release()
             return
-        elif not message.get("more_body", False) and (
-            (kind == "http.response.body" and not self.trailers) or _ends(message, kind, trailers=self.trailers)
-        ):
+        elif _ends(message, kind, trailers=self.trailers):
             self.completed = True
             disarm(self)
-        if self.tees is not None:
-            await self.forward(message)
-            return
-        try:
-            await self.send(message)  # forward(), in place
-        except OSError as error:
-            _blame_client(error)
-            raise
+        await self.forward(message)
 
     async def begin(self, message: Message) -> None:
         """Send the start of a response that is not the application's, with the fields about limits."""
@@ -146,7 +137,7 @@ class AsgiCall(Call):
         try:
             await self.send(message)
         except OSError as error:
-            _blame_client(error)
+            error._of_client = True  # type: ignore[attr-defined]  # for the edge, which blames nobody then
             raise
 
     async def release(self) -> None:
@@ -192,11 +183,6 @@ def disarm(call: AsgiCall) -> None:
         current.disarm()
         current = current.outer
     _current.set(None)  # what the task still does has its own time
-
-
-def _blame_client(error: OSError) -> None:
-    """Have the edge know that a client has gone: that is not a failure of the application."""
-    error._of_client = True  # type: ignore[attr-defined]
 
 
 def is_event_stream(headers: Fields) -> bool:
