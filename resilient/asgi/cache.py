@@ -48,7 +48,7 @@ from resilient.asgi.cache_rules import (
     url_of,
 )
 from resilient.asgi.edge import AsgiEdge
-from resilient.asgi.exchange import AsgiCall, Fields, Message, Receive, Scope, Send
+from resilient.asgi.exchange import AsgiCall, Fields, Message, Receive, Scope, Send, is_event_stream
 from resilient.call import AsyncNext, Call, Next
 from resilient.edge import Edge
 from resilient.errors import Rejected
@@ -329,10 +329,7 @@ class AsgiCache(ResponseCache[_Visit]):
         """Return what is to be kept of a response, None if it must not be kept or is of no use."""
         response, sent = visit.call.response, list(visit.call.scope["headers"])
         assert response is not None  # noqa: S101 - it has just begun
-        status, fields = (
-            response.status_code,
-            response.headers,
-        )  # those of the application, without those of limits
+        status, fields = response.status_code, response.headers  # the application's, without those about limits
         told = rfc9111.Directives.of_response(fields)
         if self.cache.key is not None:  # it tells people apart
             asked = [field for field in sent if field[0] != b"authorization"]
@@ -342,7 +339,7 @@ class AsgiCache(ResponseCache[_Visit]):
             asked = sent
         if not rfc9111.storable("GET", asked, status, fields, shared=True):
             return None
-        if any(line.startswith("text/event-stream") for line in lines(fields, "content-type")):
+        if is_event_stream(fields):
             return None
         lengths = [int(line) for line in lines(fields, "content-length") if line.isdecimal()]
         return self._entry_of(

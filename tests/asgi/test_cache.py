@@ -394,6 +394,7 @@ def test_a_key_has_to_be_hashable(backend):
         {"cache_control": "max-age=0"},
         {"expires": "0"},
         {"content_type": "text/event-stream", **FRESH},
+        {"content_type": "Text/Event-Stream; charset=utf-8", **FRESH},
         {"content_length": "3", **FRESH},
     ],
     ids=str,
