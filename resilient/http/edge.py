@@ -97,13 +97,11 @@ class HttpCall(Call):
         response: The last response that came from the transport and was not released.
         partition: The key of its partition, None until somebody asks.
         early: Whether it was answered with 425 before.
-        tells: Whether the header about the time left is ours; no value until it was looked for.
     """
 
-    __slots__ = ("around", "body", "early", "edge", "partition", "request", "response", "tells", "tried")
+    __slots__ = ("around", "body", "early", "edge", "partition", "request", "response", "tried")
 
     early: bool
-    tells: bool
     tried: list[Any]
 
     def __init__(self, edge: "HttpEdge", request: Any) -> None:
@@ -328,7 +326,7 @@ class HttpEdge(Edge):
         try:
             response = call.response = self.send(request)
         finally:
-            request.extensions = own.theirs
+            own.put_back(request)
         if limit is not None:
             total = self._bound_body(call, response, limit)
             self._bound_reads(call, response, total, timeouts)
@@ -385,7 +383,7 @@ class HttpEdge(Edge):
         try:
             response = call.response = await self.send(request)
         finally:
-            request.extensions = own.theirs
+            own.put_back(request)
         if limit is not None:
             total = self._bound_body(call, response, limit)
             self._bound_reads(call, response, total, timeouts)
@@ -414,7 +412,7 @@ class HttpEdge(Edge):
         if isinstance(theirs, _Extensions) and theirs.edge is self:
             theirs = theirs.theirs
         extensions = _Extensions(theirs)
-        extensions.theirs, extensions.edge = theirs, self
+        extensions.theirs, extensions.edge, extensions.told = theirs, self, None
         timeouts = dict(extensions.get("timeout") or {})
         if limit is not None:
             left = limit.at - runtime.now()
@@ -422,19 +420,12 @@ class HttpEdge(Edge):
                 raise self.own(limit.timed_out(), call)
             _clip(timeouts, left)
             extensions["timeout"] = timeouts
-            if self.tells is not None:
-                self._tell(call, self.tells, left)
+            if self.tells is not None and self.tells.name not in call.request.headers:  # else the caller tells it
+                call.request.headers[self.tells.name] = self.tells.format(left)
+                extensions.told = self.tells.name
         if self.balances:
             extensions["resilient.tried"] = call.replicas()
         return extensions, timeouts
-
-    def _tell(self, call: HttpCall, header: DeadlineHeader, left: float) -> None:
-        """Tell the server how long this attempt may take, unless the caller has told it already."""
-        headers = call.request.headers
-        if not hasattr(call, "tells"):
-            call.tells = header.name not in headers
-        if call.tells:
-            headers[header.name] = header.format(left)
 
     def _bound_body(self, call: HttpCall, response: Any, limit: Deadline) -> Deadline | None:
         """Have the body end by the deadline of the whole call; an attempt's was kept when the answer came.
@@ -527,12 +518,21 @@ class _Extensions(dict[str, Any]):
     Attributes:
         theirs: Those of the caller, which are put back.
         edge: Who puts them back.
+        told: The header that was added for this attempt, and goes with it: a client may send the same request
+            again later, or its fields to somebody else. None if there is none.
     """
 
-    __slots__ = ("edge", "theirs")
+    __slots__ = ("edge", "theirs", "told")
 
     theirs: dict[str, Any]
     edge: HttpEdge
+    told: str | None
+
+    def put_back(self, request: Any) -> None:
+        """Leave the request as the caller has made it."""
+        request.extensions = self.theirs
+        if self.told is not None:
+            request.headers.pop(self.told, None)
 
 
 _NO_KEYWORDS: dict[str, Any] = {}

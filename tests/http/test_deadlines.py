@@ -318,6 +318,27 @@ def test_what_the_caller_tells_the_server_stays_as_it_is(kit):
     assert kit.run(scenario) == ["1", "1"]
 
 
+def test_what_servers_are_told_does_not_stay_in_the_request(kit):
+    """A client sends the same request again after a 401, and copies its fields into redirects."""
+
+    async def scenario():
+        seen = []
+
+        def answer(request):
+            seen.append(request.headers["x-timeout"])
+            return kit.response(200)
+
+        guard = kit.guard(kit.stub(answer), Retry(), deadline_header="x-timeout")
+        request = kit.request()
+        with deadline.published(deadline.Deadline(5.0, Timeout(5))):
+            for _ in range(2):
+                await kit.close(await kit.send(guard, request))
+                await kit.sleep(3)
+        return seen, "x-timeout" in request.headers
+
+    assert kit.run(scenario) == (["5", "2"], False)
+
+
 def test_without_a_deadline_servers_are_told_nothing(kit):
     async def scenario():
         stub = kit.stub(200)
