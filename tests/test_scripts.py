@@ -23,7 +23,7 @@ def run(tmp_path):
     python = tmp_path / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
-    (scripts / "_env").write_text(f'set -euo pipefail\ncd {tmp_path}\nenvironment() {{ python={python}; }}\n')
+    (scripts / "_env").write_text(f"set -euo pipefail\ncd {tmp_path}\nenvironment() {{ python={python}; }}\n")
 
     def run(*words, failing="nothing"):
         return subprocess.run(
