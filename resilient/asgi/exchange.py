@@ -122,7 +122,13 @@ class AsgiCall(Call):
         elif _ends(message, kind, trailers=self.trailers):
             self.completed = True
             disarm(self)
-        await self.forward(message)
+        if self.tees is not None:
+            self._show(message)
+        try:  # forward(), in place: a coroutine less for each message
+            await self.send(message)
+        except OSError as error:
+            error._of_client = True  # type: ignore[attr-defined]
+            raise
 
     async def begin(self, message: Message) -> None:
         """Send the start of a response that is not the application's, with the fields about limits."""
@@ -132,13 +138,16 @@ class AsgiCall(Call):
     async def forward(self, message: Message) -> None:
         """Send a message to the server; if that fails, it is because the client has gone."""
         if self.tees is not None:
-            for tee in self.tees:
-                tee(message)
+            self._show(message)
         try:
             await self.send(message)
         except OSError as error:
             error._of_client = True  # type: ignore[attr-defined]  # for the edge, which blames nobody then
             raise
+
+    def _show(self, message: Message) -> None:
+        for tee in self.tees or ():
+            tee(message)
 
     async def release(self) -> None:
         """Send what was held back, as nobody puts anything in its place."""

@@ -32,14 +32,29 @@ class Limits:
         self._legacy = legacy
         self._limits = _told(limits)
         self._policy = _policy_field(self._limits)
+        self.fields = self._fields_of_one if len(self._limits) == 1 and not legacy else self._fields_of_all
+        """Returns the fields for the response to a call: about the limits that have looked at it."""
 
     def violated(self, label: str, call: "AsgiCall") -> tuple[str, ...]:
         """Return the names of the limits that have this label, of those that have looked at a call."""
         limits = self._limits if NOTED not in call.scope else self._with_noted(call)
         return tuple(each.name[1:-1] for each in limits if each.limit.label == label)
 
-    def fields(self, call: "AsgiCall") -> "Fields":
-        """Return the fields for the response to a call: about the limits that have looked at it."""
+    def _fields_of_one(self, call: "AsgiCall") -> "Fields":
+        """Do the same for the usual number of limits, in half of the time."""
+        if NOTED in call.scope:
+            return self._fields_of_all(call)
+        (only,) = self._limits
+        limit = only.limit
+        if limit.key is None:
+            left, reset = limit.left()
+        elif limit in call.keys:
+            left, reset = limit.left(call.keys[limit])
+        else:
+            return []
+        return [self._policy, (b"ratelimit", only.state % (left, ceil(reset)))]
+
+    def _fields_of_all(self, call: "AsgiCall") -> "Fields":
         limits = self._limits if NOTED not in call.scope else self._with_noted(call)
         told: list[_Told] = []
         states: list[bytes] = []
