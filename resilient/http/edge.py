@@ -444,7 +444,9 @@ class HttpEdge(Edge):
             return None
         total = self._total(call, limit)
         if total is not None:
-            watch(self.family, response, call.request, self._watch_kind).limit = total
+            watched = watch(self.family, response, call.request, self._watch_kind)
+            if watched.limit is None or total.at < watched.limit.at:  # a guard further in has its own
+                watched.limit = total
         return total
 
     def _bound_reads(

@@ -210,6 +210,19 @@ def test_a_pipeline_of_its_own_scope_only(kit):
     kit.run(scenario)
 
 
+@pytest.mark.parametrize(("inner", "outer"), [(2, 30), (30, 2)])
+def test_of_two_transports_around_each_other_the_sooner_deadline_holds(kit, inner, outer):
+    async def scenario():
+        stub = kit.stub(lambda request: kit.response(200, *[0.5, b"x"] * 99))
+        transport = kit.guard(kit.guard(stub, Timeout(inner)), Timeout(outer))
+        response = await kit.send(transport, kit.request())
+        with pytest.raises(TimedOut) as caught:
+            await kit.read(response)
+        assert (caught.value.seconds, runtime.now(), stub.open) == (2.0, 2.0, 0)
+
+    kit.run(scenario)
+
+
 # -- on real sockets ------------------------------------------------------------------------------------------
 
 DRIPS = [drip_headers(), drip(), chunked(*[b"x"] * 1000, every=0.01), informational_flood(every=0.01)]
