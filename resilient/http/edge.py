@@ -355,7 +355,9 @@ class HttpEdge(Edge):
             try:
                 if plain and (limit is None or _keeps(request, limit.at - call.now)):
                     response = call.response = await send(request)
-                    if limit is not None and response.stream.__class__ is not byte_stream:
+                    if limit is not None and (
+                        response.stream.__class__ is not byte_stream or not limit.scope.interrupt
+                    ):
                         self._bound_body(call, response, limit)
                 else:
                     response = await self._asend_within(limit, call)
