@@ -124,6 +124,7 @@ class HttpCall(Call):
         """Return a call that can run at the same time: of a request of its own, with the same body."""
         clone = object.__new__(type(self.request))
         clone.__dict__.update(self.request.__dict__)
+        clone.headers = self.request.headers.copy()  # each tells its server its own deadline
         other = HttpCall(self.edge, clone)
         other.body, other.around = self.body, self.around
         if self.edge.balances:

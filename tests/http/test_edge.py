@@ -509,6 +509,24 @@ def test_a_copy_of_a_call_has_a_request_of_its_own(async_kit, balances):
     kit.run(scenario)
 
 
+def test_copies_of_a_call_tell_their_servers_each_its_own_deadline(kit):
+    async def scenario():
+        seen = []
+
+        async def slow(request):
+            seen.append((request.headers["x-timeout"], request.headers.raw[1:3]))
+            await kit.sleep(5)
+            return 200
+
+        guard = kit.guard(kit.stub(slow, pool=2), Timeout(9), Twice(), deadline_header="x-timeout")
+        request = kit.request(headers=[("X-Two", "1"), ("x-two", "2")])
+        await kit.send(guard, request)
+        return seen, request.headers.get("x-timeout")
+
+    two = [(b"X-Two", b"1"), (b"x-two", b"2")]
+    assert kit.run(scenario) == ([("9", two), ("8", two)], None)
+
+
 def test_replicas_that_were_tried_are_remembered_for_a_request(kit):
     async def scenario():
         lists = []
