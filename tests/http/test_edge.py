@@ -8,7 +8,7 @@ import httpcore
 import pytest
 
 from resilient import CircuitBreaker, Fallback, Pipeline, RateLimit, Retry, RetryBudget, Timeout, runtime
-from resilient.errors import FailedResponse, FailedResult, RateLimited, TimedOut
+from resilient.errors import CircuitOpen, FailedResponse, FailedResult, RateLimited, TimedOut
 from resilient.http.edge import IDEMPOTENT, TRANSIENT, HttpCall
 from resilient.kinds import Race
 from resilient.testing import capture_events
@@ -207,6 +207,26 @@ def test_the_time_limit_of_an_attempt_is_worth_another_try(kit):
         response = await kit.send(transport, kit.request())
         assert (response.status_code, runtime.now()) == (200, 2.0)
         assert budget.statistics().lowest == pytest.approx(6.2)  # a retry after a timeout costs 2
+
+    kit.run(scenario)
+
+
+@pytest.mark.parametrize("name", ["TransportError", "TimeoutException"])
+def test_the_time_limit_of_an_attempt_is_what_users_know_it_as(kit, name):
+    """A42: policies that name errors of the client see it as one."""
+
+    async def scenario():
+        async def hangs(request):
+            await kit.sleep(60)
+            return 200
+
+        on = {503, getattr(kit.http, name)}
+        breaker = CircuitBreaker(consecutive=2, on=on)
+        stub = kit.stub(hangs, hangs, 200)
+        guard = kit.guard(stub, Retry(3, on=on, wait=0), breaker, Timeout(1))
+        with pytest.raises(CircuitOpen):
+            await kit.send(guard, kit.request())
+        assert (len(stub.seen), breaker.of("https://a").current_state) == (2, "open")
 
     kit.run(scenario)
 
