@@ -1,10 +1,13 @@
 """The transports are transparent: what works with a bare transport works with one of ours around it."""
 
+import inspect
 import threading
+from pathlib import Path
 
 import anyio
 import pytest
 
+import resilient
 from resilient import Fallback, Retry, Timeout, presets
 from resilient.http.transport import BUFFER
 from resilient.testing import capture_events
@@ -374,3 +377,11 @@ def test_tasks_share_a_transport(async_kit):
         assert stub.open == 0
 
     kit.run(scenario)
+
+
+def test_every_option_is_on_the_page(family):
+    page = (Path(resilient.__file__).parent.parent / "docs" / "http" / "httpx.md").read_text()
+    rows = page.partition("| option of the transport |")[2].partition("\n\n")[0]
+    for kind in (family[1].ResilientTransport, family[1].AsyncResilientTransport):
+        missing = [name for name in inspect.signature(kind).parameters if f"| `{name}`" not in rows]
+        assert missing == []
