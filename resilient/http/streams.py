@@ -5,9 +5,10 @@ while the caller reads, and what is counted until the end (a permit, a request i
 does: read to its end, broken, closed, or never read and collected.
 """
 
+import asyncio
 import functools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, NoReturn
 
 import anyio
@@ -173,7 +174,7 @@ class AsyncWatch(Watch):
         while size <= bound:
             chunk = await self._next()
             if chunk is None:
-                await self.aclose()
+                await _close_to_the_end(self.aclose)
                 return b"".join(ahead)
             ahead.append(chunk)
             size += len(chunk)
@@ -210,8 +211,7 @@ class AsyncWatch(Watch):
         return chunk
 
     async def _time_out(self, limit: Deadline, cause: BaseException | None) -> NoReturn:
-        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-            await self.stream.aclose()
+        await _close_to_the_end(self.stream.aclose)
         raise self._timed_out(limit) from cause
 
     def _until(self, limit: Deadline) -> Any:
@@ -248,9 +248,35 @@ def close_quietly(response: Any) -> None:
 
 async def aclose_quietly(response: Any) -> None:
     """Do the same in async code, for at most a moment, and in a cancelled task too: that may be the reason."""
+    if not response.is_closed:
+        await _close_to_the_end(response.aclose)
+
+
+async def _close_to_the_end(close: Callable[[], Awaitable[None]]) -> None:
+    """Close something quietly, however often the task is cancelled meanwhile.
+
+    httpcore closes once: if that is cut short, its pool counts the connection for ever. The shields of anyio do
+    not keep off what cancels an asyncio task by itself, as our own deadlines do, so there another task closes it.
+    """
+    if runtime.in_trio():
+        await _close(close)
+        return
+    closing = asyncio.create_task(_close(close))
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not closing.done():
+            try:
+                await asyncio.wait((closing,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _close(close: Callable[[], Awaitable[None]]) -> None:
     try:
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-            await response.aclose()
+            await close()
     except Exception:  # noqa: S110
         pass
 

@@ -819,6 +819,10 @@ async def _close(response):
     await response.aclose()
 
 
+async def _call(close):
+    await close()
+
+
 def flights_scenario(cache):
     """Callers of two URLs: who is served gets what was asked for, and nothing and nobody is left behind."""
     world_of = []
@@ -899,6 +903,7 @@ def flights_scenario(cache):
 def without_event_loop(monkeypatch):
     monkeypatch.setattr(resilient.http.cache, "aclose_quietly", _close)
     monkeypatch.setattr(resilient.http.edge, "aclose_quietly", _close)
+    monkeypatch.setattr(resilient.http.streams, "_close_to_the_end", _call)
 
 
 @pytest.mark.usefixtures("without_event_loop")

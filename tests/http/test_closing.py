@@ -1,5 +1,8 @@
 """Responses that nobody will see are closed: before anybody waits, and whatever else goes wrong."""
 
+import asyncio
+import contextlib
+
 import anyio
 import pytest
 
@@ -8,6 +11,7 @@ from resilient.errors import TimedOut
 from resilient.policy import Policy
 from resilient.testing import capture_events
 
+from .conftest import Kit
 from .flaky_server import FlakyServer, chunked, drip, ok, status
 
 
@@ -122,6 +126,74 @@ def test_a_response_that_is_slow_to_close_does_not_hold_up_a_cancelled_task(asyn
         with anyio.move_on_after(2):
             await kit.send(kit.guard(kit.stub(response), Retry(on=lambda error: True, wait=5)), kit.request())
         assert 2 <= runtime.now() <= 3
+
+    kit.run(scenario)
+
+
+class SlowToClose:
+    """A body that takes half a second to close, once: httpcore does not go on with it either."""
+
+    def __init__(self, response):
+        self.begun = self.closed = 0
+        response.stream.aclose = self.aclose
+
+    async def aclose(self):
+        self.begun += 1
+        if self.begun == 1:
+            await anyio.sleep(0.5)
+            self.closed += 1
+
+
+@pytest.mark.parametrize(("status", "buffer"), [(503, False), (200, True)])
+def test_a_deadline_that_passes_while_a_response_is_closed(async_kit, status, buffer):
+    """A28: a pool would count a connection for ever that was not closed to the end."""
+    kit = async_kit
+
+    async def scenario():
+        async def slow(request):
+            await kit.sleep(0.8)
+            return response
+
+        response = kit.response(status)
+        body = SlowToClose(response)
+        guard = kit.guard(kit.stub(slow), Timeout(1), Retry(wait=0), buffer=buffer)
+        with contextlib.suppress(TimedOut):  # a body that was read in time may be good
+            assert (await kit.send(guard, kit.request())).status_code == 200
+        assert (body.closed, runtime.now()) == (1, 1.3)
+
+    kit.run(scenario)
+
+
+def test_a_task_that_is_cancelled_twice_while_a_response_is_closed(family):
+    """A28: the shields of anyio do not hold against asyncio's own cancellation."""
+    kit = Kit(*family, "asyncio")
+
+    async def scenario():
+        response = kit.response(503)
+        body = SlowToClose(response)
+        transport = kit.guard(kit.stub(response), Retry(wait=0))
+        task = asyncio.create_task(kit.send(transport, kit.request()))
+        for _ in range(2):
+            await kit.sleep(0.1)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (body.closed, runtime.now()) == (1, 0.5)
+
+    kit.run(scenario)
+
+
+def test_a_task_that_is_cancelled_while_a_body_is_closed_that_took_too_long(family):
+    kit = Kit(*family, "asyncio")
+
+    async def scenario():
+        response = kit.response(200, 60.0, b"x")
+        body = SlowToClose(response)
+        response = await kit.send(kit.guard(kit.stub(response), Timeout(2)), kit.request())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2.1):
+                await kit.read(response)
+        assert (body.closed, runtime.now()) == (1, 2.5)
 
     kit.run(scenario)
 
