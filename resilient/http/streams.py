@@ -9,14 +9,14 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 import anyio
 
 from resilient import runtime
 from resilient.deadline import Deadline, _current
 from resilient.http.family import Family
-from resilient.timers import Alarm
+from resilient.timers import Alarm, Timer
 
 Released = Callable[[BaseException | None], object]
 
@@ -218,6 +218,9 @@ class AsyncWatch(Watch):
         """Return what ends a step of the running task in time; on asyncio it is kept for the steps that follow."""
         if runtime.in_trio():
             return anyio.move_on_after(limit.at - runtime.now())
+        around = _current.get()
+        if type(around) is Timer and around.at <= limit.at and around.task is asyncio.current_task():
+            return _NO_ALARM
         if self._alarm is not None:  # the limit has changed
             self._alarm.disarm()
         self._alarm = Alarm(limit)
@@ -236,6 +239,24 @@ class AsyncWatch(Watch):
         """End a generator that is not read to its end, which event loops do not like to find by themselves."""
         if not getattr(self._chunks, "ag_running", True):
             await self._chunks.aclose()
+
+
+class _NoAlarm:
+    """What ends no step, as the task is in a scope that cancels it by then.
+
+    To cancel it twice would cut short what httpcore does when it is cancelled: to close the connection.
+    """
+
+    cancelled_caught = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Do nothing."""
+
+
+_NO_ALARM: Final = _NoAlarm()
 
 
 def close_quietly(response: Any) -> None:

@@ -1,5 +1,7 @@
 """Deadlines that hold while the body is read, and those that real sockets keep."""
 
+import asyncio
+import contextlib
 import time
 
 import anyio
@@ -9,6 +11,7 @@ from resilient import Bulkhead, CircuitBreaker, Pipeline, Retry, Timeout, deadli
 from resilient.errors import TimedOut
 from resilient.testing import capture_events
 
+from .conftest import Kit
 from .flaky_server import (
     FlakyServer,
     H2Server,
@@ -206,6 +209,33 @@ def test_a_pipeline_of_its_own_scope_only(kit):
         with pytest.raises(TimedOut) as caught:
             await kit.read(response)
         assert caught.value.policy == "only"
+
+    kit.run(scenario)
+
+
+@pytest.mark.parametrize("where", ["around", "pipeline"])
+def test_a_deadline_cancels_who_reads_a_body_once(family, where):
+    """A75: twice would be too much for httpcore, which waits when it closes a connection that was cancelled."""
+    kit = Kit(*family, "asyncio")
+    seen = []
+
+    class Hangs(kit.http.AsyncByteStream):
+        async def __aiter__(self):
+            yield b"x"
+            try:
+                await kit.sleep(60)
+            except asyncio.CancelledError:
+                seen.append(asyncio.current_task().cancelling())
+                raise
+
+    async def scenario():
+        stub = kit.stub(lambda request: kit.http.Response(200, stream=Hangs()))
+        limit = Timeout(2, name="limit")
+        guard = kit.guard(stub, *([limit] if where == "pipeline" else []), Retry(), Timeout(9), buffer=True)
+        with pytest.raises(TimedOut, match="limit"):
+            async with limit if where == "around" else contextlib.nullcontext():
+                await kit.send(guard, kit.request())
+        assert (seen, asyncio.current_task().cancelling(), runtime.now()) == ([1], 0, 2.0)
 
     kit.run(scenario)
 
