@@ -43,7 +43,7 @@ class Background:
             runtime.wait(ticket)
 
     async def aclose(self) -> None:
-        """Do the same in a task; not even a cancellation cuts it short, as it takes no longer than that."""
+        """Do the same in a task; no scope of anyio cuts it short, as it takes no longer than that."""
         ticket = self._close()
         if self._running:
             with anyio.CancelScope(shield=True):

@@ -152,15 +152,19 @@ class SyncGuard(Guard):
     ) -> None:
         if not self._closed:
             self._closed = True
-            self._edge.background.close()
-            self.transport.__exit__(exc_type, exc_value, traceback)
+            try:
+                self._edge.background.close()
+            finally:
+                self.transport.__exit__(exc_type, exc_value, traceback)
 
     def close(self) -> None:
         """Close the wrapped transport, once."""
         if not self._closed:
             self._closed = True
-            self._edge.background.close()
-            self.transport.close()
+            try:
+                self._edge.background.close()
+            finally:
+                self.transport.close()
 
 
 class AsyncGuard(Guard):
@@ -211,15 +215,19 @@ class AsyncGuard(Guard):
     ) -> None:
         if not self._closed:
             self._closed = True
-            await self._edge.background.aclose()
-            await self.transport.__aexit__(exc_type, exc_value, traceback)
+            try:
+                await self._edge.background.aclose()
+            finally:
+                await self.transport.__aexit__(exc_type, exc_value, traceback)
 
     async def aclose(self) -> None:
         """Close the wrapped transport, once."""
         if not self._closed:
             self._closed = True
-            await self._edge.background.aclose()
-            await self.transport.aclose()
+            try:
+                await self._edge.background.aclose()
+            finally:
+                await self.transport.aclose()
 
 
 def check_transport(owner: str, family: Family, transport: Any, *, asynchronous: bool) -> Any:

@@ -12,6 +12,7 @@ from resilient import Fallback, Retry, Timeout, presets
 from resilient.http.transport import BUFFER
 from resilient.testing import capture_events
 
+from .conftest import Kit
 from .flaky_server import FlakyServer, choose, ok, status
 
 
@@ -192,6 +193,27 @@ async def enter(kit, client):
 
 async def leave(kit, client):
     await (kit.do(client.__exit__, None, None, None) if kit.sync else kit.do(client.__aexit__, None, None, None))
+
+
+@pytest.mark.parametrize("close", [Kit.close, leave])
+def test_who_is_interrupted_while_background_work_ends_has_closed_all_the_same(kit, close):
+    """A69: asking again would do nothing."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupted(*_):
+        raise Interrupt
+
+    async def scenario():
+        stub = kit.stub(200)
+        transport = kit.guard(stub)
+        transport._edge.background._close = interrupted
+        with pytest.raises(Interrupt):
+            await close(kit, transport)
+        assert stub.log == ["close" if close is Kit.close else "exit"]
+
+    kit.run(scenario)
 
 
 def test_context_managers_reach_the_wrapped_transport_once(kit):
