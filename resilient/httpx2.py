@@ -43,8 +43,9 @@ class ResilientTransport(SyncGuard, httpx2.BaseTransport):
     """A pipeline around a sync transport.
 
     Deadlines hold for all of a request, its body included; those inside of a `Retry` for one attempt, until its
-    headers are there. Before anything that may block, the sockets of `httpx2.HTTPTransport` look at what is left;
-    what they cannot bound is in `resilient.http.network`. Other transports are looked at between two steps.
+    headers are there, and so do those inside of another one if there is no `Retry`. Before anything that may
+    block, the sockets of `httpx2.HTTPTransport` look at what is left; what they cannot bound is in
+    `resilient.http.network`. Other transports are looked at between two steps.
 
     Args:
         transport: The transport to guard. Give your own for TLS, HTTP/2, proxies or limits, as the client ignores

@@ -151,7 +151,7 @@ class HttpEdge(Edge):
         tells: The header in which the server is told how long we will wait, None for none.
         balances: Whether the wrapped transport wants to know which replicas were tried.
         drains: Whether a body that nobody wants can be read within a time limit.
-        of_attempts: The scopes that limit an attempt, as they are inside of a loop. They do not limit the body.
+        of_attempts: The scopes that limit an attempt. They do not limit the body.
     """
 
     knows_failures = True
@@ -463,14 +463,13 @@ class HttpEdge(Edge):
                 _clip(timeouts, max(total.at - runtime.now(), CLOCKS_DIFFER))
 
     def _total(self, call: HttpCall, limit: Deadline) -> Deadline | None:
-        """Return the deadline of the whole call: the pipeline's outermost, or what was around it already."""
-        total: Deadline | None = call.around
+        """Return the deadline of the whole call: the soonest of those that are not an attempt's, or None."""
         inner: Deadline | None = limit
         while inner is not None and inner is not call.around:
             if inner.scope not in self._of_attempts:
-                total = inner
+                return inner
             inner = inner.outer
-        return total
+        return call.around
 
     # -- releasing --------------------------------------------------------------------------------------------
 

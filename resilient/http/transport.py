@@ -279,11 +279,12 @@ def check_pipeline(owner: str, pipeline: Any) -> Policy | None:
 
 
 def _scopes_of_attempts(pipeline: Policy) -> frozenset[Policy]:
+    """Return the scopes inside of a loop; if there is none, all but the outermost."""
     policies = list(pipeline.walk())
     loops = [place for place, policy in enumerate(policies) if isinstance(policy, Loop | Race)]
-    return frozenset(
-        policy for policy in policies[min(loops, default=len(policies)) :] if isinstance(policy, Scope)
-    )
+    scopes = [place for place, policy in enumerate(policies) if isinstance(policy, Scope)]
+    first = min(loops) if loops else min(scopes, default=0) + 1
+    return frozenset(policies[place] for place in scopes if place >= first)
 
 
 def check_repeatable(owner: str, repeatable: Any) -> Repeatable:

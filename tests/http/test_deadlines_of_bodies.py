@@ -60,6 +60,34 @@ def test_the_body_ends_by_the_deadline_of_the_whole_call(kit):
     kit.run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("before", "inside"), [([30, 5], [2]), ([5, 30], [2]), ([5, 30], []), ([30, 9, 5], [2, 1])]
+)
+def test_of_several_deadlines_of_the_whole_call_the_soonest_limits_the_body(kit, before, inside):
+    async def scenario():
+        stub = kit.stub(lambda request: kit.response(200, *[0.5, b"x"] * 99))
+        policies = [*map(Timeout, before), Retry(), *map(Timeout, inside)]
+        response = await kit.send(kit.guard(stub, *policies), kit.request())
+        with pytest.raises(TimedOut) as caught:
+            await kit.read(response)
+        assert (caught.value.seconds, runtime.now()) == (5.0, 5.0)
+
+    kit.run(scenario)
+
+
+def test_without_a_loop_the_inner_deadlines_are_those_of_the_attempt(kit):
+    """As in the preset, if it makes one attempt only."""
+
+    async def scenario():
+        stub = kit.stub(lambda request: kit.response(200, *[0.5, b"x"] * 99))
+        response = await kit.send(kit.guard(stub, Bulkhead(1), Timeout(5), Timeout(2)), kit.request())
+        with pytest.raises(TimedOut) as caught:
+            await kit.read(response)
+        assert (caught.value.seconds, runtime.now()) == (5.0, 5.0)
+
+    kit.run(scenario)
+
+
 @pytest.mark.parametrize("around", [None, 5.0])
 @pytest.mark.parametrize("total", [None, 4.0, 30.0])
 def test_the_deadline_of_an_attempt_does_not_limit_the_body(kit, around, total):
