@@ -81,6 +81,11 @@ class Watch:
         """Return what is left of the body, to be read by somebody who keeps no deadline and tells nobody."""
         return self.stream if self._chunks is None else self._chunks
 
+    def _soonest(self) -> Deadline | None:
+        """Return the deadline of what is read ahead: it is part of the attempt, whose deadline may be sooner."""
+        around, limit = _current.get(), self.limit
+        return around if limit is None or (around is not None and around.at < limit.at) else limit
+
     def _is_due(self, limit: Deadline, error: BaseException) -> bool:
         timeouts = (self._family.module.TimeoutException, TimeoutError)
         return isinstance(error, timeouts) and runtime.now() >= limit.at - CLOCKS_DIFFER
@@ -95,15 +100,16 @@ class SyncWatch(Watch):
     def __iter__(self) -> Iterator[bytes]:
         while self._ahead:
             yield self._ahead.popleft()
-        while (chunk := self._next()) is not None:
+        while (chunk := self._next(self.limit)) is not None:
             yield chunk
 
     def buffer(self, bound: int) -> bytes | None:
         """Read the whole body now; None if it is longer than `bound` bytes, which is still read from the front."""
         size, ahead = 0, deque(self._ahead)
         self._ahead = ahead
+        limit = self._soonest()
         while size <= bound:
-            chunk = self._next()
+            chunk = self._next(limit)
             if chunk is None:
                 self.close()
                 return b"".join(ahead)
@@ -111,8 +117,8 @@ class SyncWatch(Watch):
             size += len(chunk)
         return None
 
-    def _next(self) -> bytes | None:
-        chunks, limit = self._chunks, self.limit
+    def _next(self, limit: Deadline | None) -> bytes | None:
+        chunks = self._chunks
         if chunks is None:
             chunks = self._chunks = iter(self.stream)
         try:
@@ -161,7 +167,7 @@ class AsyncWatch(Watch):
         try:
             while self._ahead:
                 yield self._ahead.popleft()
-            while (chunk := await self._next()) is not None:
+            while (chunk := await self._next(self.limit)) is not None:
                 yield chunk
         finally:
             if not self.finished:
@@ -171,8 +177,9 @@ class AsyncWatch(Watch):
         """Read the whole body now; None if it is longer than `bound` bytes, which is still read from the front."""
         size, ahead = 0, deque(self._ahead)
         self._ahead = ahead
+        limit = self._soonest()
         while size <= bound:
-            chunk = await self._next()
+            chunk = await self._next(limit)
             if chunk is None:
                 await _close_to_the_end(self.aclose)
                 return b"".join(ahead)
@@ -180,8 +187,8 @@ class AsyncWatch(Watch):
             size += len(chunk)
         return None
 
-    async def _next(self) -> bytes | None:
-        chunks, limit = self._chunks, self.limit
+    async def _next(self, limit: Deadline | None) -> bytes | None:
+        chunks = self._chunks
         if chunks is None:
             chunks = self._chunks = self.stream.__aiter__()
         try:

@@ -297,13 +297,16 @@ def test_a_body_that_breaks_while_it_is_read_ahead_is_closed_before_the_wait(kit
     kit.run(scenario)
 
 
-def test_a_slow_body_that_is_read_ahead_belongs_to_its_attempt(kit):
+@pytest.mark.parametrize("interrupt", [True, False])
+@pytest.mark.parametrize("total", [[Timeout(60, name="total")], []])
+def test_a_slow_body_that_is_read_ahead_belongs_to_its_attempt(kit, total, interrupt):
     """A32: so the time limit of the attempt holds for it."""
 
     async def scenario():
         slow = [0.4, b"x"] * 100
         stub = kit.stub(lambda request: kit.response(200, *slow), 200)
-        policies = Timeout(60, name="total"), Retry(wait=1, name="retry"), Timeout(1, name="attempt")
+        attempt = Timeout(1, interrupt=interrupt, name="attempt")
+        policies = *total, Retry(wait=1, name="retry"), attempt
         with capture_events() as seen:
             response = await kit.send(kit.guard(stub, *policies, buffer=True), kit.request())
         assert await kit.read(response) == b"body"
