@@ -11,16 +11,17 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 import wrapt
+from tenacity.retry import retry_base
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
 
 Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a timedelta."""
 
-Several: TypeAlias = tuple[type[BaseException] | int, ...] | frozenset[Any] | set[Any] | list[Any]
-Errors: TypeAlias = type[BaseException] | Several | Callable[[Exception], object]
-"""Which errors: an exception class, several of them (HTTP status codes may be among them), or a function of the
-error."""
+Decide: TypeAlias = Callable[[Exception], object]
+Several: TypeAlias = tuple[type[BaseException] | int | Decide, ...] | frozenset[Any] | set[Any] | list[Any]
+Errors: TypeAlias = type[BaseException] | Decide | Several
+"""Which errors: an exception class, a function of the error, or several of them and of HTTP status codes."""
 
 
 def refuse(owner: str, option: str, value: object, allowed: str, kind: type[Exception] = ValueError) -> Exception:
@@ -96,32 +97,53 @@ def function(owner: str, option: str, value: Any) -> Callable[..., Any]:
 
 
 def errors(owner: str, option: str, value: Any) -> "Errors":
-    """Return an exception class, a tuple of them and of status codes, or a function of the error."""
+    """Return an exception class, a function of the error, or a tuple of them and of status codes."""
     several = "a tuple or set of them and of HTTP status codes (100 to 599)"
-    allowed = f"an exception class, {several}, or a function of the error"
-    if isinstance(value, type):
-        if issubclass(value, BaseException):
-            return value
-        raise refuse(owner, option, value, allowed, TypeError)
-    if isinstance(value, tuple | set | frozenset | list):
-        if not value:
-            raise refuse(owner, option, value, allowed)
-        for member in value:
-            if isinstance(member, int) and not isinstance(member, bool):
-                if not 100 <= member <= 599:  # noqa: PLR2004 - as the message says
-                    raise refuse(owner, option, value, allowed)
-            elif not (isinstance(member, type) and issubclass(member, BaseException)):
-                raise refuse(owner, option, value, allowed, TypeError)
-        return tuple(value)
-    if not callable(value):
-        raise refuse(owner, option, value, allowed, TypeError)
-    return function(owner, option, value)
+    allowed = f"an exception class, a function of the error, or {several}"
+    if not isinstance(value, tuple | set | frozenset | list):
+        _check_error(owner, option, value, value, allowed)
+        checked: Errors = value
+        return checked
+    if not value:
+        raise refuse(owner, option, value, allowed)
+    for member in value:
+        if isinstance(member, int) and not isinstance(member, bool):
+            if not 100 <= member <= 599:  # noqa: PLR2004 - as the message says
+                raise refuse(owner, option, value, allowed)
+        else:
+            _check_error(owner, option, value, member, allowed)
+    return tuple(value)
+
+
+def _check_error(owner: str, option: str, value: Any, member: Any, allowed: str) -> None:
+    if isinstance(member, retry_base):
+        allowed += "; a strategy of tenacity looks at a state of its own, and works only as Retry(on=) and alone"
+    elif isinstance(member, type):
+        if issubclass(member, BaseException):
+            return
+    elif callable(member):
+        function(owner, option, member)
+        return
+    raise refuse(owner, option, value, allowed, TypeError)
 
 
 def statuses(wanted: "Errors") -> frozenset[int]:
     """Return the status codes among the wanted errors; `wanted` comes from `errors`."""
-    members: tuple[object, ...] = wanted if isinstance(wanted, tuple) else ()
-    return frozenset(each for each in members if isinstance(each, int))
+    return frozenset(each for each in _members(wanted) if isinstance(each, int))
+
+
+def classes(wanted: "Errors") -> tuple[type[BaseException], ...]:
+    """Return the exception classes among the wanted errors; `wanted` comes from `errors`."""
+    return tuple(each for each in _members(wanted) if isinstance(each, type))
+
+
+def functions(wanted: "Errors") -> tuple[Decide, ...]:
+    """Return the functions among the wanted errors; `wanted` comes from `errors`."""
+    return tuple(each for each in _members(wanted) if not isinstance(each, int | type))
+
+
+def _members(wanted: "Errors") -> tuple[Any, ...]:
+    return wanted if isinstance(wanted, tuple) else (wanted,)
 
 
 def status_of(error: BaseException) -> int | None:
@@ -141,17 +163,26 @@ def matcher(wanted: "Errors") -> Callable[[Exception], object]:
     """
     if not isinstance(wanted, type | tuple):
         return wanted  # type: ignore[return-value]  # errors() leaves only a function
-    codes = statuses(wanted)
-    kinds = tuple(each for each in wanted if isinstance(each, type)) if isinstance(wanted, tuple) else wanted
+    kinds, names = classes(wanted), naming(wanted)
 
-    def matches(error: BaseException) -> bool:
-        if isinstance(error, kinds):
-            return True
-        if codes and status_of(error) in codes:
+    def matches(error: Any) -> bool:
+        if isinstance(error, kinds) or names(error):
             return True
         return isinstance(error, BaseExceptionGroup) and all(matches(each) for each in error.exceptions)
 
     return matches
+
+
+def naming(wanted: "Errors") -> Callable[[Exception], bool]:
+    """Return a function that tells whether an error is wanted for its status or by a function, whatever it is."""
+    codes, deciders = statuses(wanted), functions(wanted)
+
+    def names(error: Exception) -> bool:
+        if codes and status_of(error) in codes:
+            return True
+        return any(decide(error) for decide in deciders)
+
+    return names
 
 
 def is_async(function: Any) -> bool:

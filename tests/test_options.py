@@ -5,6 +5,7 @@ from math import inf, nan
 from types import SimpleNamespace
 
 import pytest
+import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,6 +123,35 @@ def test_errors_may_be_status_codes():
     assert options.errors("Owner", "option", [100, 599, HTTPStatus.BAD_GATEWAY]) == (100, 599, 502)
     for value in ((99,), (600,), (OSError, 3), [-1], (503, 0)):
         assert "HTTP status codes (100 to 599)" in refused(ValueError, options.errors, value)
+
+
+def test_errors_may_be_functions_beside_classes_and_statuses():
+    assert options.errors("Owner", "option", [OSError, 503, len]) == (OSError, 503, len)
+    for value in ((OSError, an_async_function), {503, functools.partial(an_async_function)}):
+        with pytest.raises(TypeError, match=r"an_async_function.* is not allowed; give a sync function"):
+            options.errors("Owner", "option", value)
+
+
+def test_strategies_of_tenacity_are_no_functions_of_the_error():
+    strategy = tenacity.retry_if_exception_type(OSError)
+    for value in (strategy, strategy | strategy, (503, strategy)):
+        assert "works only as Retry(on=) and alone" in refused(TypeError, options.errors, value)
+
+
+def test_a_matcher_asks_functions_about_what_no_class_and_no_status_names():
+    asked = []
+    matches = options.matcher((OSError, 503, lambda error: asked.append(error) or "busy" in str(error)))
+    busy, other = ValueError("busy"), ValueError("other")
+    assert [bool(matches(error)) for error in (OSError(), error_with(status=503), busy, other)] == [1, 1, 1, 0]
+    assert asked == [busy, other]
+    assert matches(ExceptionGroup("all of them", [OSError(), busy]))
+    assert not matches(ExceptionGroup("not all of them", [OSError(), other]))
+
+
+def test_naming_looks_at_no_class():
+    names = options.naming((OSError, 503, lambda error: "busy" in str(error)))
+    assert [names(error) for error in (OSError(), error_with(status=503), OSError("busy"))] == [False, True, True]
+    assert options.naming(OSError)(OSError()) is False
 
 
 def test_statuses():

@@ -92,7 +92,7 @@ class Cache(Value):
         key: A function of the call's arguments that returns what results are kept by (hashable). Default: all
             arguments. The function itself is always part of the key.
         on: For which errors stale results are served: exception classes, HTTP status codes (such responses are
-            not kept) or a function of the error. Default `Exception`, which includes the refusals of policies
+            not kept) and functions of the error. Default `Exception`, which includes the refusals of policies
             further in.
         name: What events call this policy. Default: its repr.
 

@@ -97,7 +97,7 @@ class CircuitBreaker(Gate):
             judged by the same rates; with `consecutive`, one that fails is enough to open again.
         probe_lease: A probe that has not ended after so many seconds is given up, and another call may probe.
             Make it longer than the timeout of an attempt. Default 10 s.
-        on: Which errors are failures: exception classes, HTTP status codes or a function of the error. All others
+        on: Which errors are failures: exception classes, HTTP status codes and functions of the error. All others
             show that the dependency answers, and count as successes. Default `Exception`; on the edges of HTTP
             that leaves out what is not the dependency's fault, such as a 429 or a full connection pool, unless
             its status code or a function names it.
@@ -169,7 +169,8 @@ class CircuitBreaker(Gate):
         self.max_keys = options.whole(me, "max_keys", max_keys)
         self._check_combination()
         self._observers = pybreaker_bridge.observers(self)
-        self._matches = options.matcher(self.on)
+        self._names, self._matches = options.naming(self.on), options.matcher(options.classes(self.on))
+        self._decides = options.functions(self.on) == (self.on,)
         self.times_successes = self.slow is not None  # else a success may as well count from when its call began
         self._slow_from = float("inf") if self.slow is None else self.slow
         self._window: Window = self._new_window()
@@ -188,7 +189,6 @@ class CircuitBreaker(Gate):
         self._whole = breaker is not None or storage is not None
         self._partitions: _Partitions | None = None
         self._used = False  # not only by its partitions
-        self._names_errors = callable(self.on) and not isinstance(self.on, type)
         pybreaker_bridge.attach(self)
 
     def _check_combination(self) -> None:
@@ -422,15 +422,13 @@ class CircuitBreaker(Gate):
             return None
         if not isinstance(error, Exception):
             return error is not None  # the cancellation by a deadline of ours, see says_nothing
-        if self._names_errors:
-            return bool(self._matches(error))
+        if self._names(error):
+            return True
+        if self._decides:
+            return False
         if isinstance(error, FailedResult) and not isinstance(error, FailedResponse):
             return True
-        if not self._matches(error):
-            return False
-        if options.status_of(error) in options.statuses(self.on):
-            return True
-        return call.edge.blames(error)
+        return call.edge.blames(error) if self._matches(error) else False
 
     def says_nothing(self, error: BaseException | None, started: float, now: float) -> bool:
         """Tell whether the end of a call says nothing about the dependency.

@@ -33,7 +33,7 @@ class Fallback(Value):
         *alternatives: What to answer: a value, or a function that is called with the same arguments (sync or,
             for async calls, async). With several, each is tried if the one before it failed; a value never
             fails, so it comes last.
-        on: For which errors: exception classes, HTTP status codes or a function of the error. Default
+        on: For which errors: exception classes, HTTP status codes and functions of the error. Default
             `Exception`, which includes the refusals of policies further in. Cancellation never leads to a
             fallback.
         name: What errors and events call this policy. Default: its repr.

@@ -76,9 +76,9 @@ class Retry(Loop):
     Args:
         stop: When to give up: an int is the greatest number of attempts, a timedelta the time after which
             none is made, else any tenacity `stop_*` or a function of its `RetryCallState`. Default 3 attempts.
-        on: Which errors are worth another try: exception classes and HTTP status codes, as in
-            `{429, 503, OSError}`, a function of the error, or any tenacity `retry_*`. Required for plain
-            functions; the edges of HTTP know their own transient errors and statuses.
+        on: Which errors are worth another try: exception classes, HTTP status codes and functions of the error,
+            one or several as in `{429, 503, OSError}`, or any tenacity `retry_*`. Required for plain functions;
+            the edges of HTTP know their own transient errors and statuses.
         wait: Seconds between attempts as a number or a timedelta, else any tenacity `wait_*` or a function of
             its `RetryCallState`. Default full jitter: uniform in 0..0.1 s, doubling up to 0..5 s.
         max_retry_after: The longest time in seconds that the other side may ask to wait (`Retry-After`, an

@@ -343,7 +343,9 @@ def test_a_429_counts_for_the_retry_and_the_limiter_and_not_for_the_breaker(kit)
 
 def test_a_breaker_counts_what_its_on_names(kit):
     async def scenario():
-        for on, status, state in (({429}, 429, "open"), ({404}, 404, "open"), ({500}, 503, "closed")):
+        by_hand = (KeyError, lambda error: getattr(error, "status", None) == 429)  # a status, but by a function
+        cases = (({429}, 429, "open"), ({404}, 404, "open"), ({500}, 503, "closed"), (by_hand, 429, "open"))
+        for on, status, state in cases:
             breaker = CircuitBreaker(consecutive=1, on=on)
             await kit.send(kit.guard(kit.stub(status), breaker), kit.request())
             assert breaker.current_state == state

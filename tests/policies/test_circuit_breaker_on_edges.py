@@ -23,7 +23,7 @@ from resilient.edge import FUNCTION, Edge
 from resilient.events import PartitionsFull
 from resilient.policies.circuit_breaker import CircuitBreakerStatistics
 from resilient.table import OVERFLOW
-from resilient.testing import capture_events, run, run_both, virtual_time
+from resilient.testing import capture_events, flaky, run, run_both, virtual_time
 
 
 class NotOurFault(Exception):
@@ -636,6 +636,16 @@ def test_a_predicate_decides_alone_about_failing_results(clock):
     guard = Pipeline(policy, failed=lambda status: status >= 500)
     assert guard.call(lambda: 503) == 503
     assert policy.current_state == "closed"
+
+
+def test_a_predicate_beside_other_things_makes_an_error_a_failure_and_does_not_decide_about_the_rest(clock):
+    policy = CircuitBreaker(last=20, on=(OSError, lambda error: "busy" in str(error)))
+    for error in (OSError(), ValueError("busy"), ValueError("other")):
+        with pytest.raises(type(error)):
+            policy.call(flaky(error))
+    guard = Pipeline(policy, failed=lambda status: status >= 500)
+    assert guard.call(lambda: 503) == 503
+    assert (policy.statistics().calls, policy.statistics().failures) == (4, 3)
 
 
 def test_the_edge_of_functions_blames_the_function():
