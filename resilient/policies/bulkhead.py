@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from resilient import deadline, events, options, runtime
 from resilient.call import Call
 from resilient.counter import Counter
+from resilient.deadline import Deadline
 from resilient.errors import BulkheadFull
 from resilient.kinds import Gate
 from resilient.priority import _current
 from resilient.ticket import Ticket
+
+_SOONER = 0.01  # s before its deadline a call gives up its place: a timeout could not say what it was waiting for
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,10 @@ class Bulkhead(Gate):
             self._release(self._filled_at)
         if ticket.cancelled:
             return BulkheadFull("the wait was given up", policy=self.label)
-        reason = "deadline" if ticket.value else "waited"
-        return self._refusal(reason, "no permit became free in time")
+        limit: Deadline | None = ticket.value
+        if limit is None:
+            return self._refusal("waited", "no permit became free in time")
+        return self._refusal("deadline", f"no permit became free before the deadline of {limit.scope.label}")
 
     def idle(self, now: float) -> bool:
         return len(self._permits) == self.limit
@@ -127,13 +132,19 @@ class Bulkhead(Gate):
         self._fill()  # the calls that held permits or waited for them are not in this process
 
     def _queue_up(self, now: float) -> Ticket | None:
-        expires_at = deadline.tightest(None if self.wait is None else now + self.wait)
-        own = None if self.wait is None else now + self.wait
-        late = expires_at is not None and expires_at <= now
+        expires_at = None if self.wait is None else now + self.wait
+        limit = deadline.current()
+        if limit is not None:
+            soon = limit.at - min(_SOONER, (limit.at - now) / 4)
+            if expires_at is None or soon < expires_at:
+                expires_at = soon
+            else:
+                limit = None
+        late = limit if limit is not None and limit.at <= now else None
         with self._lock:
             waiting = self._waiting
             ticket = _Place(expires_at=expires_at)
-            ticket.value = expires_at != own
+            ticket.value = limit
             ticket.rank = rank = -_current.get()
             if not waiting or waiting[-1].rank <= rank:
                 waiting.append(ticket)
@@ -147,19 +158,19 @@ class Bulkhead(Gate):
             if ticket.granted:
                 return None
             full = len(waiting) > self.queue
-            displaces = full and not late and waiting[-1] is not ticket
+            displaces = full and late is None and waiting[-1] is not ticket
             if displaces:
                 last = waiting.pop()
                 last.error = BulkheadFull("a call of a higher priority took the place", policy=self.label)
                 last.grant()
-            elif full or late:
+            elif full or late is not None:
                 waiting.remove(ticket)
         if displaces:
             self._refused("displaced")
         elif full:
             raise self._refusal("full", f"all {self.limit} permits are taken")
-        elif late:
-            raise self._refusal("deadline", "the deadline leaves no time to wait")
+        elif late is not None:
+            raise self._refusal("deadline", f"the deadline of {late.scope.label} leaves no time to wait")
         self.emit(events.BulkheadQueued, position=position)
         return ticket
 
