@@ -191,7 +191,7 @@ def disarm(call: AsgiCall) -> None:
     while current is not None and current is not call.around:
         current.disarm()
         current = current.outer
-    _current.set(None)  # what the task still does has its own time
+    _current.set(call.around)  # what is around this middleware ends its own deadlines, and has to find them
 
 
 def is_event_stream(headers: Fields) -> bool:

@@ -668,6 +668,23 @@ def test_the_deadline_around_the_middleware_is_left_alone(backend):
     assert run(scenario, backend=backend) == 3.0
 
 
+@pytest.mark.parametrize("inner", [RateLimit("5/s"), Timeout(1), Timeout(3)])
+@pytest.mark.parametrize(("content_type", "more"), [(b"text/plain", False), (b"text/event-stream", True)])
+def test_a_middleware_inside_hides_no_deadline_from_the_one_around_it(backend, inner, content_type, more):
+    async def app(scope, receive, send):
+        await start(send, headers=[(b"content-type", content_type)])
+        await body(send, b"", more=more)
+        await anyio.sleep(100)
+        left.append(deadline.remaining())
+
+    async def scenario():
+        return (await ask(guarded(guarded(app, inner), Timeout(2)))).error, runtime.now()
+
+    left = []
+    assert run(scenario, backend=backend) == (None, 100.0)
+    assert left == [None]
+
+
 def test_without_a_deadline_there_is_none_to_end(backend):
     assert run(ask, guarded(replies(200), Bulkhead(1)), backend=backend).status == 200
 
