@@ -173,7 +173,23 @@ class Run:
 
 
 class Handshake(AsgiCall):
-    """The handshake of a websocket: it is complete when the application accepts."""
+    """The handshake of a websocket: it is complete when the application accepts.
+
+    Attributes:
+        received: Whether the application has received anything, which is the handshake to begin with.
+    """
+
+    received = False
+
+    def __init__(self, edge: "AsgiEdge", scope: Scope, receive: Receive, send: Send, now: float) -> None:
+        super().__init__(edge, scope, receive, send, now)
+        self._receive = receive
+        self.receive = self._receive_and_note
+
+    async def _receive_and_note(self) -> Message:
+        message = await self._receive()
+        self.received = True
+        return message
 
     async def take(self, message: Message) -> None:
         if message["type"] == "websocket.accept":

@@ -258,7 +258,8 @@ class ResilienceMiddleware:
         inside = call is not None and error is call.escaped and scope.get(REFUSED) is not error
         refusal = refusal_of(error, call, retry_after=self.retry_after, gateway=self.gateway, inside=inside)
         if scope["type"] == "websocket":
-            await receive()  # the handshake, which has to be received before it is refused
+            if not isinstance(call, Handshake) or not call.received:
+                await receive()  # the handshake: it comes once, and has to be received before it is refused
             if "websocket.http.response" not in scope.get("extensions", ()):
                 await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": refusal.title})
                 return

@@ -224,6 +224,8 @@ def length_of(scope):
 
 async def websocket(scope, receive, send):
     await receive()
+    if scope["path"].endswith("/late"):
+        await anyio.sleep_forever()
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": message["text"].upper()})
@@ -325,6 +327,7 @@ APPS = {
         cancel_on_disconnect=True,
     ),
     "refused": ResilienceMiddleware(bare, pipeline=Pipeline(), websockets=used_up()),
+    "hurried": ResilienceMiddleware(bare, pipeline=Pipeline(), websockets=soon),
     "draining": ResilienceMiddleware(bare, pipeline=Pipeline(), drain=draining(grace=100_000)),
     "drained": ResilienceMiddleware(bare, pipeline=Pipeline(), drain=draining(grace=0)),
 }

@@ -762,6 +762,8 @@ class Socket:
 
     async def receive(self):
         self.received += 1
+        if self.received > 1:  # there is nothing more to come before it is accepted
+            await anyio.sleep_forever()
         return {"type": "websocket.connect"}
 
     async def send(self, message):
@@ -831,6 +833,21 @@ def test_a_handshake_that_takes_too_long_is_refused(backend):
     socket = Socket()
     run(scenario, backend=backend)
     assert [message["type"] for message in socket.sent] == ["websocket.close"]
+
+
+def test_a_handshake_that_the_application_has_received_is_refused(backend):
+    async def app(scope, receive, send):
+        await receive()
+        await anyio.sleep(9)
+
+    async def scenario():
+        await guarded(app, websockets=Timeout(2))(socket.scope, socket.receive, socket.send)
+        return runtime.now()
+
+    socket = Socket()
+    assert run(scenario, backend=backend) == 2.0
+    assert [message["type"] for message in socket.sent] == ["websocket.close"]
+    assert socket.received == 1
 
 
 class AnApplication:

@@ -382,3 +382,11 @@ def test_a_handshake_is_refused(site1):
     assert (response.status_code, response.headers["content-type"]) == (429, "application/problem+json")
     assert b'"status": 429' in response.body
     assert site1.get("/good").content == b"good"
+
+
+def test_a_handshake_that_takes_too_long_is_refused(site1):
+    address, port = site1.server.address
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://{address}:{port}/hurried/late", proxy=None, open_timeout=LIMIT)
+    assert refused.value.response.status_code in {403, 503}
+    assert site1.get("/good").content == b"good"
