@@ -60,7 +60,8 @@ class ResilienceMiddleware:
             anew for each middleware.
         routes: Other pipelines for some paths, as in `{"/search": guard, "POST /users/{id}": other,
             "/files/{p:path}": None}`; None guards by nothing. They take the place of `pipeline`: put shared
-            policies into both. Paths without parameters win, then the first template that fits. Default None.
+            policies into both. Paths without parameters win, one with methods over one without; then the first
+            template that fits. Default None.
         exempt: Paths that are guarded by nothing, unless `routes` says otherwise. Default `HEALTH_PATHS`. CORS
             preflight requests are never guarded, as browsers do not show scripts what became of them.
         websockets: A pipeline for the handshakes of websockets, of policies that admit or limit the time; a

@@ -20,7 +20,8 @@ _METHODS = re.compile(r"[A-Z]+(?:,[A-Z]+)*")
 class Routes(Generic[T]):
     """A value for each path.
 
-    Paths without parameters win over templates, and of these the first that fits.
+    Paths without parameters win over templates, and one with methods over one without. Of the templates the first
+    that fits wins.
 
     Args:
         owner: Whose option it is, for errors.
@@ -43,11 +44,15 @@ class Routes(Generic[T]):
                 self._templates.append((_matcher(owner, route, path), methods, value))
             else:
                 self._exact.setdefault(path, []).append((methods, value))
+        for values in self._exact.values():
+            values.sort(key=lambda each: each[0] is None)
 
     def of(self, scope: Scope) -> T:
         """Return the value for the path of a request."""
         path: str = path_of(scope) if scope.get("root_path") else scope["path"]
         found = self._exact.get(path)
+        if found is None and path[-1:] == "\n":  # Starlette's patterns end with "$", which fits before it
+            found = self._exact.get(path[:-1])
         if found is not None:
             for methods, value in found:
                 if methods is None or _method(scope) in methods:
@@ -97,7 +102,10 @@ def _parse(owner: str, route: object) -> tuple[frozenset[str] | None, str]:
         methods, path = "", route
     if not path.startswith("/") or " " in path or (space and not _METHODS.fullmatch(methods)):
         raise options.refuse(owner, "routes", route, allowed)
-    return frozenset(methods.split(",")) if methods else None, path
+    named = frozenset(methods.split(","))
+    if "HEAD" in named and "GET" not in named:
+        raise options.refuse(owner, "routes", route, "GET as the method of HEAD requests too")
+    return named if methods else None, path
 
 
 def _matcher(owner: str, route: str, path: str) -> Callable[[str], object]:

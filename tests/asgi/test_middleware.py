@@ -212,12 +212,15 @@ def test_a_request_is_refused_before_its_body_is_asked_for(backend):
         ("/users/7", "GET", 429),
         ("/users/7", "POST", 503),
         ("/health", "GET", 503),
+        ("/healthz", "POST", 503),
+        ("/healthz", "GET", 200),
     ],
 )
 def test_routes(path, method, status):
     full = Bulkhead(1)
     full.admit(None, 0)
     routes = {"/search": full, "/free": None, "POST /users/{id:int}": full, "/health": full}
+    routes["POST /healthz"] = full
 
     async def scenario():
         return await ask(guarded(replies(200), used_up(), routes=routes), path, method=method)

@@ -3,6 +3,7 @@
 import builtins
 
 import pytest
+from starlette.routing import Match, Route
 
 from resilient.asgi.routes import Routes, check_paths, path_of
 
@@ -13,7 +14,10 @@ TABLE = {
     "/users/{id:int}": "number",
     "/users/{name}": "name",
     "/files/{path:path}": "files",
-    "GET /things": "read",
+    "/things/new": "any",
+    "POST,PATCH /things/new": "make",
+    "PATCH /things/new": "never",
+    "GET,HEAD /things": "read",
     "POST,PUT /things": "write",
     "DELETE /things/{id}": "delete",
 }
@@ -33,6 +37,12 @@ TABLE = {
         ("GET", "/things", "read"),
         ("HEAD", "/things", "read"),
         ("PUT", "/things", "write"),
+        ("POST", "/things/new", "make"),
+        ("PATCH", "/things/new", "make"),
+        ("GET", "/things/new", "any"),
+        ("GET", "/users/me\n", "me"),
+        ("GET", "/users/7\n", "number"),
+        ("GET", "/users/me\n\n", "name"),
         ("DELETE", "/things", "else"),
         ("DELETE", "/things/1", "delete"),
         ("GET", "/things/1", "else"),
@@ -40,6 +50,16 @@ TABLE = {
 )
 def test_the_value_of_a_path(method, path, value):
     assert Routes("Owner", TABLE, "else").of(scope_of(path, method=method)) == value
+
+
+@pytest.mark.parametrize("template", ["/users/me", "/users/{name}", "/files/{path:path}"])
+@pytest.mark.parametrize(
+    "path", [f"{path}{end}" for path in ("/users/me", "/files/a/b") for end in ("", "\n", "\n\n", "\r", " ")]
+)
+def test_what_gets_to_a_handler_of_starlette_gets_to_its_pipeline(template, path):
+    scope = scope_of(path)
+    handled = Route(template, print).matches(scope)[0] is Match.FULL
+    assert Routes("Owner", {template: True}, otherwise=False).of(scope) == handled
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,7 @@ def test_a_websocket_has_a_path_and_no_method():
         ("GET  /users", ValueError),
         ("/a b", ValueError),
         ("/{id:nonsense}", ValueError),
+        ("HEAD /users", ValueError),
         ("/{id}/{id}", ValueError),
     ],
 )
