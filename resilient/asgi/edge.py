@@ -9,6 +9,7 @@
 | fault of the app  | all but a client that has gone                                                              |
 """
 
+import sys
 from collections.abc import Callable, Collection
 from functools import lru_cache, partial
 from inspect import Parameter, signature
@@ -102,7 +103,10 @@ class AsgiEdge(Edge):
         return isinstance(error, ConnectionError | TimeoutError)
 
     def blames(self, error: Exception) -> bool | None:
-        return None if hasattr(error, "_of_client") else True
+        # Starlette raises an error of its own, whether the client went while its request or its response was read.
+        starlette = sys.modules.get("starlette.requests")
+        gone = starlette is not None and isinstance(error, starlette.ClientDisconnect)
+        return None if gone or hasattr(error, "_of_client") else True
 
     def replaceable(self, call: Call) -> bool:
         assert isinstance(call, AsgiCall)  # noqa: S101 - no other calls end here

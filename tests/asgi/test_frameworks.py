@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
@@ -31,7 +32,7 @@ from resilient.asgi import ResilienceMiddleware
 from resilient.errors import TimedOut
 from resilient.testing import run
 
-from .driver import ask
+from .driver import ask, scope_of
 
 ORIGIN = {"origin": "https://elsewhere.example"}
 VARIABLE = ContextVar("variable", default="")
@@ -202,6 +203,37 @@ def test_an_error_of_a_guarded_client_is_no_server_error(backend):
     answer = run(ask, by_method(app_of(endpoint), pipeline=Timeout(2)), backend=backend)
     assert (answer.status, answer.error) == (503, None)
     assert b"secret" not in answer.body
+
+
+async def read(request):
+    return PlainTextResponse(await request.body())
+
+
+async def stream(request):
+    async def parts():
+        yield b"one"
+        yield b"two"
+
+    return StreamingResponse(parts())
+
+
+@pytest.mark.parametrize("guarded", [by_argument, by_method, from_outside])
+@pytest.mark.parametrize("endpoint", [read, stream])
+def test_a_client_that_goes_is_no_failure_of_the_application(guarded, endpoint, backend):
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise OSError("gone")
+
+    async def scenario():
+        with pytest.raises((ClientDisconnect, OSError)):
+            await app(scope_of(), receive, send)
+
+    breaker = CircuitBreaker(consecutive=1)
+    app = guarded(app_of(endpoint), pipeline=breaker)
+    run(scenario, backend=backend)
+    assert breaker.statistics().failures == 0
 
 
 def test_the_framework_does_not_answer_for_a_response_that_was_cut_off(backend):
