@@ -1,7 +1,7 @@
 """Partitions: one policy for each key, such as a circuit breaker for each host."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from typing import Any, NoReturn, cast
 
 from cachetools import Cache, LRUCache
@@ -50,8 +50,8 @@ class Keyed(Policy):
         self.max_keys = options.whole("Keyed", "max_keys", max_keys)
         self._partitions = _Partitions(self.max_keys)
         self._last: _Partition | None = None  # the one used last: to find it again needs neither lock nor table
-        template = self._make()  # a bad factory fails here, not at the first call
-        if any(policy.judge is not None for policy in template.walk()):
+        self.template = self._make()  # a bad factory fails here, not at the first call
+        if any(policy.judge is not None for policy in self.template.walk()):
             self.judge = self._judge
 
     def link(self, nxt: Next, edge: Edge) -> Next:
@@ -152,6 +152,14 @@ class Keyed(Policy):
         if full:
             self.emit(events.PartitionsFull, max_keys=self.max_keys)
         return partition
+
+
+def members(policy: Policy) -> Iterator[Policy]:
+    """Go through a policy and the policies in it, and through one of those that each `Keyed` in it makes."""
+    for member in policy.walk():
+        yield member
+        if isinstance(member, Keyed):
+            yield from members(member.template)
 
 
 class _Partition:

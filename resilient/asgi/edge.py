@@ -22,6 +22,7 @@ from resilient.call import AsyncNext, Call
 from resilient.edge import Edge, error_of
 from resilient.errors import FailedResponse, Rejected
 from resilient.http.edge import IDEMPOTENT
+from resilient.keyed import members
 from resilient.kinds import Loop, Value
 from resilient.kinds import Scope as Timed
 from resilient.policies.rate_limit import RateLimit
@@ -67,18 +68,18 @@ class AsgiEdge(Edge):
         legacy: bool = False,
         until_start: bool = False,
     ) -> None:
-        policies = list(pipeline.walk())
+        policies, kinds = list(pipeline.walk()), list(members(pipeline))
         self.app = app
         self.repeats = repeatable
         self.record = record
-        self._repeats = any(isinstance(policy, Loop) for policy in policies)
-        replaced = any(isinstance(policy, Loop | Value) for policy in policies)
+        self._repeats = any(isinstance(policy, Loop) for policy in kinds)
+        replaced = any(isinstance(policy, Loop | Value) for policy in kinds)
         self.capture = capture if replaced else 0
         self._judges = [policy.judge for policy in policies if policy.judge is not None]
         self.listens = bool(self._judges)
         self.ends_at_start: Callable[[Fields], bool] | None = lambda _fields: True
         if not until_start:
-            limited = any(isinstance(policy, Timed) for policy in policies)
+            limited = any(isinstance(policy, Timed) for policy in kinds)
             self.ends_at_start = is_event_stream if limited else None
         self.limits = Limits([policy for policy in policies if isinstance(policy, RateLimit)], legacy=legacy)
         self.fields: Callable[[AsgiCall], Fields] = self.limits.fields

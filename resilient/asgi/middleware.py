@@ -22,6 +22,7 @@ from resilient.asgi.routes import Routes, check_paths
 from resilient.call import AsyncNext
 from resilient.errors import Draining, FailedResult, ResilientError
 from resilient.http.transport import check_pipeline, check_repeatable
+from resilient.keyed import members
 from resilient.kinds import Loop, Race, Value
 from resilient.policy import Policy
 from resilient.priority import Priority
@@ -165,7 +166,7 @@ class ResilienceMiddleware:
 
     def _link_websockets(self, pipeline: Any) -> _Guard:
         check_pipeline(_OWNER, pipeline)
-        for policy in pipeline.walk():
+        for policy in members(pipeline):
             if isinstance(policy, Loop | Value | Race):
                 raise TypeError(
                     f"{_OWNER}: websockets={type(policy).__name__} cannot guard a handshake; give policies "
@@ -174,7 +175,7 @@ class ResilienceMiddleware:
         return self._linked(AsgiEdge(self.app, pipeline), pipeline)
 
     def _linked(self, edge: AsgiEdge, pipeline: Policy) -> _Guard:
-        for policy in pipeline.walk():
+        for policy in members(pipeline):
             if isinstance(policy, Race):
                 raise TypeError(
                     f"{_OWNER}: {type(policy).__name__} cannot guard an application: a request can be "

@@ -11,6 +11,7 @@ from resilient import (
     Cache,
     CircuitBreaker,
     Fallback,
+    Keyed,
     Pipeline,
     Priority,
     RateLimit,
@@ -398,6 +399,27 @@ def ask_with(changes):
         return await ask(app, **changes)
 
     return asking
+
+
+def test_policies_of_a_key_work_like_others(backend):
+    def of_path(factory, app, **request):
+        return ask(guarded(app, Keyed(factory, key=lambda scope: scope["path"])), "/", **request)
+
+    async def events(scope, receive, send):
+        await start(send, headers=[(b"content-type", b"text/event-stream")])
+        await anyio.sleep(100)
+        await body(send)
+
+    async def scenario():
+        once = await of_path(Retry, replies(ConnectionError(), seen=runs), method="POST")
+        twice = await of_path(Retry, replies(503, 200))
+        other = await of_path(lambda: Fallback(replies(203)), replies(503))
+        endless = await of_path(lambda: Timeout(2), events)
+        return type(once.error), twice.status, other.status, endless.error
+
+    runs = []
+    assert run(scenario, backend=backend) == (ConnectionError, 200, 203, None)
+    assert len(runs) == 1
 
 
 def test_repeatable_may_be_a_function_of_the_scope():
@@ -910,12 +932,14 @@ def test_fields_may_be_any_iterable(backend, headers):
         ({"app": 3}, TypeError, "app=3 is not allowed; give an ASGI application"),
         ({"pipeline": Timeout}, TypeError, r"pipeline=.*Write Timeout\(\) with parentheses"),
         ({"pipeline": Hedge()}, TypeError, "Hedge cannot guard an application"),
+        ({"pipeline": Keyed(Hedge)}, TypeError, "Hedge cannot guard an application"),
         ({"routes": ["/"]}, TypeError, "routes=.* a mapping of paths to pipelines"),
         ({"routes": {"/": 3}}, TypeError, "pipeline=3 is not allowed"),
         ({"routes": {"/": Hedge()}}, TypeError, "Hedge cannot guard"),
         ({"exempt": "/livez"}, TypeError, "exempt='/livez'"),
         ({"websockets": Retry(on=OSError)}, TypeError, "websockets=Retry cannot guard a handshake"),
         ({"websockets": Fallback(None)}, TypeError, "websockets=Fallback cannot guard a handshake"),
+        ({"websockets": Keyed(lambda: Retry(on=OSError))}, TypeError, "websockets=Retry cannot guard a handshake"),
         ({"websockets": 3}, TypeError, "pipeline=3 is not allowed"),
         ({"gateway": 1}, TypeError, "gateway=1 is not allowed; give True or False"),
         ({"legacy_headers": None}, TypeError, "legacy_headers=None"),
