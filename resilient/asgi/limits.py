@@ -5,6 +5,7 @@ The fields are those of draft-ietf-httpapi-ratelimit-headers-11: `RateLimit-Poli
 business. Numbers are whole, and rounded to the safe side: what is left down, times up.
 """
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 NOTED: Final = "resilient.limits"
 """Where in the scope the application leaves the limits that it has counted a request by, and their keys."""
+
+_ESCAPED: Final = re.compile(r"\\(.)")
 
 
 class Limits:
@@ -36,9 +39,9 @@ class Limits:
         """Returns the fields for the response to a call: about the limits that have looked at it."""
 
     def violated(self, label: str, call: "AsgiCall") -> tuple[str, ...]:
-        """Return the names of the limits that have this label, of those that have looked at a call."""
+        """Return the names of the limits that have this label, those that the application has noted included."""
         limits = self._limits if NOTED not in call.scope else self._with_noted(call)
-        return tuple(each.name[1:-1] for each in limits if each.limit.label == label)
+        return tuple(_ESCAPED.sub(r"\1", each.name[1:-1]) for each in limits if each.limit.label == label)
 
     def _fields_of_one(self, call: "AsgiCall") -> "Fields":
         """Do the same for the usual number of limits, in half of the time."""

@@ -58,6 +58,13 @@ def test_who_makes_too_many_requests_is_told_by_429(backend):
     assert answer.whole
 
 
+def test_a_limit_is_named_in_the_body_as_it_is(backend):
+    middleware = guarded(replies(200), RateLimit("1/minute", name='a "b" \\c'))
+    answer = run(second, middleware, backend=backend)
+    assert json.loads(answer.body)["violated-policies"] == ['a "b" \\c']
+    assert answer.headers["ratelimit"] == r'"a \"b\" \\c";r=0;t=60'
+
+
 def a_refusal(error, **options):
     options = {"retry_after": 1.0} | options
     return refusal_of(error, None, **options)
