@@ -5,7 +5,6 @@ from typing import Any
 from resilient import deadline, events, options, timers
 from resilient.asgi.exchange import AsgiCall, Scope
 from resilient.call import AsyncNext
-from resilient.deadline import Deadline
 from resilient.errors import TimedOut
 from resilient.http.deadline_header import DeadlineHeader
 from resilient.kinds import Scope as Timed
@@ -56,10 +55,11 @@ class Incoming(Timed):
                 return await chain(call)
             if seconds <= 0:
                 raise self.timed_out()
-            token = deadline._current.set(Deadline(call.now + seconds, self, call.around))
+            token = deadline._current.set(deadline.tighten(self, seconds, call.now))
             try:
                 timer = timers.begin(self, self.cap, call.now, self._queues)
-                assert timer is not None  # noqa: S101 - no timer has the deadline that was set just now
+                if timer is None:  # the deadline around this comes first, and ends the call
+                    return await chain(call)
                 try:
                     result = await chain(call)
                 except BaseException as error:

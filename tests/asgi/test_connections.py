@@ -119,6 +119,38 @@ def test_what_runs_after_the_response_is_not_the_callers_business(backend):
     assert run(scenario, backend=backend) == (200, None, 100.0)
 
 
+@pytest.mark.parametrize("policies", [[], [Timeout(30)]])
+def test_a_caller_loosens_no_deadline_around_it(backend, policies):
+    async def app(scope, receive, send):
+        left.append(deadline.remaining())
+        await replies(200)(scope, receive, send)
+        left.append(deadline.remaining())
+        await anyio.sleep(100)
+
+    async def scenario():
+        inside = guarded(app, *policies, deadline_header="x-timeout")
+        answer = await ask(guarded(inside, Timeout(2)), headers={"x-timeout": "50"})
+        return answer.status, answer.error, runtime.now()
+
+    left = []
+    assert run(scenario, backend=backend) == (200, None, 100.0)
+    assert left == [2.0, None]
+
+
+def test_a_deadline_that_is_only_published_is_kept(backend):
+    async def app(scope, receive, send):
+        await anyio.sleep(100)
+
+    async def scenario():
+        connection = Connection()
+        middleware = guarded(app, deadline_header="x-timeout")
+        scope = scope_of(headers={"x-timeout": "30"})
+        await Timeout(2, interrupt=False).acall(middleware, scope, connection.receive, connection.send)
+        return connection.answer.status, runtime.now()
+
+    assert run(scenario, backend=backend) == (503, 2.0)
+
+
 def test_the_deadline_around_it_may_come_first(backend):
     async def app(scope, receive, send):
         await anyio.sleep(100)
