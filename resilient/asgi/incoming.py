@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from resilient import deadline, events, options, timers
+from resilient import deadline, events, timers
 from resilient.asgi.exchange import AsgiCall, Scope
 from resilient.call import AsyncNext
 from resilient.errors import TimedOut
@@ -21,11 +21,11 @@ class Incoming(Timed):
         margin: The seconds by which to be done sooner, for the way back. What cannot be done then is not begun.
     """
 
-    def __init__(self, header: str, *, cap: options.Seconds = 60.0, margin: options.Seconds = 0.02) -> None:
+    def __init__(self, header: str, *, cap: float = 60.0, margin: float = 0.02) -> None:
         super().__init__(name="deadline of the caller")
         self.header = header
-        self.cap = options.seconds("ResilienceMiddleware", "max_deadline", cap)
-        self.margin = options.seconds("ResilienceMiddleware", "deadline_margin", margin, zero=True)
+        self.cap = cap
+        self.margin = margin
         self._parser = DeadlineHeader.of(header, "ResilienceMiddleware", "deadline_header")
         self._name = self._parser.name.encode("ascii")
 

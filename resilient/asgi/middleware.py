@@ -86,7 +86,8 @@ class ResilienceMiddleware:
             `"x-envoy-expected-rq-timeout-ms"` (in milliseconds as all names that end so), or one in seconds. It
             becomes the deadline of the request. Default None: nobody is asked.
         max_deadline: The longest time in seconds that a caller can ask for. Default 60 s.
-        deadline_margin: By how many seconds to be done sooner, for the way back. Default 0.02 s.
+        deadline_margin: By how many seconds to be done sooner, for the way back; less than `max_deadline`. Default
+            0.02 s.
         cancel_on_disconnect: Whether to cancel what runs for a client that has gone. Default False.
         priority: What is shed last: a mapping of paths to `Priority`, like `routes`, where all other paths are
             NORMAL; or the name of a header with the value `low`, `normal`, `high` or `critical`, if those who set
@@ -158,14 +159,14 @@ class ResilienceMiddleware:
             raise options.refuse(_OWNER, "routes", routes, "a mapping of paths to pipelines", TypeError)
         table: dict[str, Policy | None] = dict.fromkeys(check_paths(_OWNER, "exempt", exempt))
         for route, pipeline in (routes or {}).items():
-            table[route] = check_pipeline(_OWNER, pipeline)
+            table[route] = check_pipeline(_OWNER, pipeline, "routes")
         pipelines = {pipeline for pipeline in (self.pipeline, *table.values()) if pipeline is not None}
         linked = {pipeline: self._linked(edge_of(pipeline), pipeline) for pipeline in pipelines}
         guards = {route: None if pipeline is None else linked[pipeline] for route, pipeline in table.items()}
         return Routes(_OWNER, guards, linked[self.pipeline])
 
     def _link_websockets(self, pipeline: Any) -> _Guard:
-        check_pipeline(_OWNER, pipeline)
+        check_pipeline(_OWNER, pipeline, "websockets")
         for policy in members(pipeline):
             if isinstance(policy, Loop | Value | Race):
                 raise TypeError(
@@ -298,7 +299,7 @@ def _check_priority(priority: Any) -> Callable[[Scope], Priority] | None:
         for level in priority.values():
             if not isinstance(level, Priority):
                 raise options.refuse(_OWNER, "priority", level, "a Priority for each path", TypeError)
-        return Routes(_OWNER, priority, Priority.NORMAL).of
+        return Routes(_OWNER, priority, Priority.NORMAL, option="priority").of
     if isinstance(priority, str):
         return partial(_priority_in, options.header_name(_OWNER, "priority", priority).encode())
     return None if priority is None else options.function(_OWNER, "priority", priority)
@@ -320,6 +321,10 @@ def _wrappers(
 ) -> list[Callable[[AsyncNext], AsyncNext]]:
     """Return what is put around all chains, innermost first."""
     wrappers: list[Callable[[AsyncNext], AsyncNext]] = []
+    cap = options.seconds(_OWNER, "max_deadline", cap)
+    margin = options.seconds(_OWNER, "deadline_margin", margin, zero=True)
+    if margin >= cap:
+        raise options.refuse(_OWNER, "deadline_margin", margin, f"seconds below max_deadline={cap:g}")
     if deadline_header is not None:
         wrappers.append(Incoming(deadline_header, cap=cap, margin=margin).around)
     level_of = _check_priority(priority)

@@ -28,20 +28,21 @@ class Routes(Generic[T]):
         table: The values by path: `"/search"`, `"/users/{id}"`, `"/files/{path:path}"`, with methods before it if
             need be: `"POST /login"`, `"PUT,PATCH /users/{id}"`. HEAD goes with GET.
         otherwise: The value of all other paths.
+        option: What the option is called. Default "routes".
 
     Raises:
         TypeError: A key that is not a str.
         ValueError: A key of another form, or a template that Starlette does not understand.
     """
 
-    def __init__(self, owner: str, table: Mapping[str, T], otherwise: T) -> None:
+    def __init__(self, owner: str, table: Mapping[str, T], otherwise: T, *, option: str = "routes") -> None:
         self._exact: dict[str, list[tuple[frozenset[str] | None, T]]] = {}
         self._templates: list[tuple[Callable[[str], object], frozenset[str] | None, T]] = []
         self._otherwise = otherwise
         for route, value in table.items():
-            methods, path = _parse(owner, route)
+            methods, path = _parse(owner, option, route)
             if "{" in path:
-                self._templates.append((_matcher(owner, route, path), methods, value))
+                self._templates.append((_matcher(owner, option, route, path), methods, value))
             else:
                 self._exact.setdefault(path, []).append((methods, value))
         for values in self._exact.values():
@@ -93,22 +94,22 @@ def check_paths(owner: str, option: str, paths: Iterable[str]) -> frozenset[str]
     return checked
 
 
-def _parse(owner: str, route: object) -> tuple[frozenset[str] | None, str]:
+def _parse(owner: str, option: str, route: object) -> tuple[frozenset[str] | None, str]:
     allowed = "paths such as '/search', '/users/{id}' or 'POST /login' as keys"
     if not isinstance(route, str):
-        raise options.refuse(owner, "routes", route, allowed, TypeError)
+        raise options.refuse(owner, option, route, allowed, TypeError)
     methods, space, path = route.partition(" ")
     if not space:
         methods, path = "", route
     if not path.startswith("/") or " " in path or (space and not _METHODS.fullmatch(methods)):
-        raise options.refuse(owner, "routes", route, allowed)
+        raise options.refuse(owner, option, route, allowed)
     named = frozenset(methods.split(","))
     if "HEAD" in named and "GET" not in named:
-        raise options.refuse(owner, "routes", route, "GET as the method of HEAD requests too")
+        raise options.refuse(owner, option, route, "GET as the method of HEAD requests too")
     return named if methods else None, path
 
 
-def _matcher(owner: str, route: str, path: str) -> Callable[[str], object]:
+def _matcher(owner: str, option: str, route: str, path: str) -> Callable[[str], object]:
     try:
         from starlette.routing import compile_path
     except ImportError as error:
@@ -118,5 +119,5 @@ def _matcher(owner: str, route: str, path: str) -> Callable[[str], object]:
     try:
         pattern, _format, _convertors = compile_path(path)
     except (AssertionError, ValueError, re.error) as error:
-        raise options.refuse(owner, "routes", route, f"templates that Starlette understands ({error})") from error
+        raise options.refuse(owner, option, route, f"templates that Starlette understands ({error})") from error
     return pattern.match

@@ -270,11 +270,11 @@ def check_transport(owner: str, family: Family, transport: Any, *, asynchronous:
     return transport
 
 
-def check_pipeline(owner: str, pipeline: Any) -> Policy | None:
+def check_pipeline(owner: str, pipeline: Any, option: str = "pipeline") -> Policy | None:
     """Return a pipeline or None, and refuse anything else."""
     if pipeline is not None and not isinstance(pipeline, Policy):
         hint = f". Write {pipeline.__name__}() with parentheses" if isinstance(pipeline, type) else ""
-        raise options.refuse(owner, "pipeline", pipeline, f"a policy, a Pipeline or None{hint}", TypeError)
+        raise options.refuse(owner, option, pipeline, f"a policy, a Pipeline or None{hint}", TypeError)
     return pipeline
 
 
