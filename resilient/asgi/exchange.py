@@ -153,6 +153,8 @@ class AsgiCall(Call):
         """Send what was held back, as nobody puts anything in its place."""
         held, self.held = self.held, None
         if held:
+            if self.edge.ends_at_start is not None and self.edge.ends_at_start(held[0]["headers"]):
+                disarm(self)
             await self.begin(held[0])
             for message in held[1:]:
                 await self.take(message)

@@ -636,6 +636,23 @@ def test_when_deadlines_end(backend, content_type, options, ended):
     assert seen == [ended]
 
 
+@pytest.mark.parametrize(("until", "ended"), [("start", 100.0), ("complete", 2.0)])
+def test_a_failing_response_that_is_too_long_to_be_held_back_begins_too(backend, until, ended):
+    async def app(scope, receive, send):
+        await start(send, 500)
+        await body(send, b"0123456789", more=True)
+        try:
+            await anyio.sleep(100)
+            await body(send)
+        finally:
+            seen.append(runtime.now())
+
+    seen = []
+    middleware = guarded(app, Timeout(2), Fallback(None, on=OSError), capture=5, deadline_until=until)
+    run(ask, middleware, backend=backend)
+    assert seen == [ended]
+
+
 @pytest.mark.parametrize("options", [{}, {"deadline_until": "start"}])
 def test_the_deadline_until_the_start_holds(backend, options):
     async def app(scope, receive, send):
