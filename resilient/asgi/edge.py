@@ -154,12 +154,12 @@ class AsgiEdge(Edge):
 
         async def run_again(call: AsgiCall) -> Any:
             if call.run is None:
-                call.snapshot = dict(call.scope)
+                call.snapshot = _copy_of(call.scope)
                 call.receive = Recording(call.receive, record)
             else:  # the scope is what it was, and the body begins anew
                 call.response = call.failure = call.held = call.escaped = None
                 call.scope.clear()
-                call.scope.update(call.snapshot)
+                call.scope.update(_copy_of(call.snapshot))
                 call.receive.rewind()  # type: ignore[attr-defined]
             call.run = Run(call)
             return await run(call)
@@ -207,6 +207,14 @@ class Recording:
     def rewind(self) -> None:
         """Begin anew."""
         self._next = 0
+
+
+def _copy_of(scope: Scope) -> Scope:
+    """Return a copy of a scope, and of what in it applications change in place."""
+    copied = {**scope, "headers": list(scope["headers"])}
+    if isinstance(scope.get("state"), dict):
+        copied["state"] = dict(scope["state"])
+    return copied
 
 
 def is_app(candidate: Any) -> bool:

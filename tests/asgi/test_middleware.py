@@ -433,8 +433,10 @@ def test_every_run_gets_the_same_body_and_the_same_scope(backend):
     bodies, scopes = [], []
 
     async def app(scope, receive, send):
-        scopes.append(dict(scope))
+        scopes.append({**scope, "headers": list(scope["headers"]), "state": dict(scope["state"])})
         scope["path"] = "/changed"
+        scope["headers"].append((b"x-more", b"1"))
+        scope["state"]["user"] = "ada"
         scope["endpoint"] = app
         parts = []
         while True:
@@ -446,12 +448,14 @@ def test_every_run_gets_the_same_body_and_the_same_scope(backend):
         await replies(503 if len(bodies) < 3 else 200)(scope, receive, send)
 
     async def scenario():
-        return await ask(guarded(app, Retry(wait=1)), "/a", b"one", b"two", method="PUT")
+        request = {"method": "PUT", "state": {"pool": 1}}
+        return await ask(guarded(app, Retry(wait=1)), "/a", b"one", b"two", **request)
 
     assert run(scenario, backend=backend).status == 200
     assert bodies == [[b"one", b"two"]] * 3
     assert [scope["path"] for scope in scopes] == ["/a"] * 3
     assert not any("endpoint" in scope for scope in scopes)
+    assert [(scope["headers"], scope["state"]) for scope in scopes] == [([(b"host", b"a")], {"pool": 1})] * 3
 
 
 def test_a_run_that_reads_more_than_the_one_before_goes_on_with_the_connection(backend):
