@@ -99,12 +99,14 @@ def http_server(
             which is the peer.
 
     Raises:
-        ValueError: A bad option.
+        ValueError: A `key` without a `rate`, or another bad option.
     """
     from resilient.asgi.clients import client_address  # which few users of the other presets need
 
     concurrency = options.whole("http_server", "concurrency", concurrency)
     waiting = concurrency if queue is None else options.whole("http_server", "queue", queue, minimum=0)
+    if rate is None and key is not None:
+        raise options.refuse("http_server", "key", key, "None without rate=, as there is nothing to count")
     limits = [] if rate is None else [RateLimit(rate, key=key or client_address, name="rate limit")]
     return Pipeline(
         *limits,

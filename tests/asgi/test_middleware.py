@@ -263,6 +263,8 @@ def test_the_preset_counts_by_address():
     timeout, bulkhead = middleware.pipeline.policies[1:3]
     assert (timeout.seconds, bulkhead.limit, bulkhead.queue) == (30, 200, 3)
     assert presets.http_server(key=len, rate="1/s").policies[0].key is len
+    with pytest.raises(ValueError, match=r"http_server: key=.* is not allowed; give None without rate="):
+        presets.http_server(key=len)
 
 
 # -- failing responses ----------------------------------------------------------------------------------------
