@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 from cachetools import Cache, LRUCache
 
@@ -56,34 +57,44 @@ class Keyed(Policy):
 
     def link(self, nxt: Next, edge: Edge) -> Next:
         probe = self._make().link(nxt, edge)  # a policy that does not fit the edge says so now
-        slot, key_of = object(), edge.key if self.key is None else self._key_of
+        key_of = edge.key if self.key is None else self._key_of
+        links: _Links = WeakKeyDictionary()  # here and not there: partitions outlive the transports of a client
+        last: tuple[object, Any] = None, None
 
         def keyed(call: Call) -> Any:
+            nonlocal last
             key = key_of(call)
             partition = self._last
             if partition is None or partition.key != key:
                 partition = self._partition(key)
-            try:
-                linked = partition.links[slot]
-            except KeyError:
-                linked = partition.links.setdefault(slot, with_own_code(partition.policy.link(nxt, edge)))
+            known, linked = last
+            if known is not partition:
+                linked = links.get(partition)
+                if linked is None:
+                    linked = links.setdefault(partition, with_own_code(partition.policy.link(nxt, edge)))
+                last = partition, linked
             return linked(call)
 
         return covered(keyed, probe)
 
     def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
         probe = self._make().alink(nxt, edge)
-        slot, key_of = object(), edge.key if self.key is None else self._key_of
+        key_of = edge.key if self.key is None else self._key_of
+        links: _Links = WeakKeyDictionary()  # here and not there: partitions outlive the transports of a client
+        last: tuple[object, Any] = None, None
 
         def keyed(call: Call) -> Awaitable[Any]:
+            nonlocal last
             key = key_of(call)
             partition = self._last
             if partition is None or partition.key != key:
                 partition = self._partition(key)
-            try:
-                linked = partition.links[slot]
-            except KeyError:
-                linked = partition.links.setdefault(slot, with_own_code(partition.policy.alink(nxt, edge)))
+            known, linked = last
+            if known is not partition:
+                linked = links.get(partition)
+                if linked is None:
+                    linked = links.setdefault(partition, with_own_code(partition.policy.alink(nxt, edge)))
+                last = partition, linked
             return cast("Awaitable[Any]", linked(call))
 
         return covered(keyed, probe)
@@ -163,14 +174,16 @@ def members(policy: Policy) -> Iterator[Policy]:
 
 
 class _Partition:
-    """The policy of one key, and what it was linked to."""
+    """The policy of one key."""
 
-    __slots__ = ("key", "links", "policy")
+    __slots__ = ("__weakref__", "key", "policy")
 
     def __init__(self, key: Hashable, policy: Policy) -> None:
         self.key = key
         self.policy = policy
-        self.links: dict[object, Any] = {}
+
+
+_Links: TypeAlias = WeakKeyDictionary[_Partition, Any]
 
 
 class _Partitions(LRUCache[Hashable, _Partition]):

@@ -1,10 +1,12 @@
 """State for each origin: breakers, rate limits and budgets, or by a key of the user's."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
 
-from resilient import CircuitBreaker, Keyed, RateLimit, Retry, RetryBudget, Timeout
+from resilient import CircuitBreaker, Keyed, Pipeline, RateLimit, Retry, RetryBudget, Timeout
 from resilient.errors import CircuitOpen, RateLimited
 from resilient.testing import capture_events
 
@@ -203,5 +205,23 @@ def test_the_number_of_origins_is_bounded(kit):
         assert limit.statistics().keys <= 21
         assert budget.statistics().partitions <= 21
         assert "partitions.full" in {event.name for event in seen}
+
+    kit.run(scenario)
+
+
+def test_transports_that_share_a_policy_are_not_kept_alive_by_it(kit):
+    """One breaker for many clients that come and go: what it knows of an origin must not hold on to them."""
+
+    async def scenario():
+        shared = Pipeline(Keyed(lambda: RateLimit("9/s")), CircuitBreaker())
+        seen = []
+        for _ in range(3):
+            stub = kit.stub(200)
+            guarded = kit.guard(stub, shared)
+            seen.append(weakref.ref(stub))
+            assert (await kit.send(guarded, kit.request())).status_code == 200
+            del stub, guarded
+        gc.collect()
+        assert [each() for each in seen] == [None] * 3
 
     kit.run(scenario)
