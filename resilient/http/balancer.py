@@ -309,7 +309,7 @@ class Balancer(Component):
         self._serving: type[events.Event] | None = None  # what was said of those who serve: None of the primaries
         self._life = object()
         self._news: deque[tuple[type[events.Event], dict[str, Any]]] = deque()
-        self._closed = False
+        self._entered = self._closed = False
         of = self._family.module
         self._timeouts: Any = of.TimeoutException
         self._errors: Any = of.TransportError
@@ -584,7 +584,9 @@ class SyncBalancer(Balancer):
         return response
 
     def __enter__(self) -> Self:
-        self._inner.__enter__()
+        if not self._entered:  # a client enters it once for each pattern that it is mounted at
+            self._inner.__enter__()
+            self._entered = True
         return self
 
     def __exit__(
@@ -622,7 +624,9 @@ class AsyncBalancer(Balancer):
         return response
 
     async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
+        if not self._entered:
+            await self._inner.__aenter__()
+            self._entered = True
         return self
 
     async def __aexit__(

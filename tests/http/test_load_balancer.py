@@ -1497,6 +1497,11 @@ def test_the_inner_transport_is_entered_and_closed_once(package):
     assert inner.calls == ["enter", ("exit", None)]
     inner = recorder(package)
     lb = CLASSES[package][0](["http://a"], transport=inner)
+    with package.Client(mounts={"http://": lb, "https://": lb}, trust_env=False) as client:
+        assert client.get("http://service/").status_code == 200
+    assert inner.calls == ["enter", ("exit", None)]
+    inner = recorder(package)
+    lb = CLASSES[package][0](["http://a"], transport=inner)
     lb.close()
     lb.close()
     assert inner.calls == ["close"]
@@ -1522,6 +1527,11 @@ def test_the_same_in_async_code(package, backend):
             assert (await client.get("http://service/")).status_code == 200
         await lb.aclose()
         await lb.__aexit__(None, None, None)
+        assert inner.calls == ["enter", ("exit", None)]
+        inner = recorder(package)
+        lb = CLASSES[package][1](["http://a"], transport=inner)
+        async with package.AsyncClient(mounts={"http://": lb, "https://": lb}, trust_env=False) as client:
+            assert (await client.get("http://service/")).status_code == 200
         assert inner.calls == ["enter", ("exit", None)]
         inner = recorder(package)
         lb = CLASSES[package][1](["http://a"], transport=inner)
