@@ -219,7 +219,7 @@ class Balancer(Component):
 
     The client goes on using one logical URL, of which path and query are sent to the replica; scheme, host and
     port are the replica's. The request object that the client sees keeps the logical URL, and so do redirects and
-    cookies.
+    cookies: a `Location` that names the replica itself is changed to the logical URL.
 
     Put a `ResilientTransport` with a `Retry` around it: its retries go to other replicas. Without one a request
     is sent once. Cookies of answers that were retried are lost, those for sticky sessions too.
@@ -388,6 +388,29 @@ class Balancer(Component):
         copy.extensions = {key: value for key, value in request.extensions.items() if key != TRIED}
         return copy
 
+    def _keep_logical(self, response: Any, request: Any, copy: Any, replica: _Replica) -> None:
+        """Have a `Location` at the replica name the logical URL, the only one that the client may know.
+
+        Else a redirect is one to another origin, where the credentials of the client do not go along, and a path
+        that all requests to the replica have in front would be there twice.
+        """
+        location = response.headers.get("Location")
+        if location is None:
+            return
+        logical, real = (url.copy_with(userinfo=b"", fragment=None) for url in (request.url, copy.url))
+        try:
+            target, followed = real.join(location), logical.join(location)
+        except (ValueError, self._family.module.InvalidURL):  # the client says so, if it follows
+            return
+        path = target.raw_path.removeprefix(replica.prefix)
+        is_below = len(path) + len(replica.prefix) == len(target.raw_path) and path[:1] in (b"", b"/", b"?")
+        its_own = [copy.url, request.url] if self.preserve_host else [copy.url]
+        if is_below and any(_is_of_origin(target, url) for url in its_own):
+            path = path if path.startswith(b"/") else b"/" + path
+            kept = logical.copy_with(raw_path=path, fragment=target.fragment or None)
+            if kept != followed:
+                response.headers["Location"] = str(kept)
+
     def _answered(self, sent: _Sent, status: int, body: Any) -> None:
         """Take note of the headers. If they are good, the body decides whether the request was a success."""
         failed = status in FAILURES
@@ -548,6 +571,10 @@ class Balancer(Component):
         return url
 
 
+def _is_of_origin(url: Any, other: Any) -> bool:
+    return (url.scheme, url.host, url.port) == (other.scheme, other.host, other.port)
+
+
 def _not_tried(tiers: list[list[_Replica]], tried: Sequence[Any]) -> list[_Replica]:
     """Return those among whom a call should choose that has tried some already."""
     failed = {name for name in tried if getattr(name, "failed", True)}
@@ -575,7 +602,9 @@ class SyncBalancer(Balancer):
         """Send one request to one of the replicas."""
         sent = self._send_to_one(request)
         try:
-            response = self._inner.handle_request(self._addressed(request, sent.replica))
+            copy = self._addressed(request, sent.replica)
+            response = self._inner.handle_request(copy)
+            self._keep_logical(response, request, copy, sent.replica)
             body = watch(self._family, response, request, SyncWatch)
         except BaseException as error:
             self._broke(sent, error)
@@ -615,7 +644,9 @@ class AsyncBalancer(Balancer):
         """Send one request to one of the replicas."""
         sent = self._send_to_one(request)
         try:
-            response = await self._inner.handle_async_request(self._addressed(request, sent.replica))
+            copy = self._addressed(request, sent.replica)
+            response = await self._inner.handle_async_request(copy)
+            self._keep_logical(response, request, copy, sent.replica)
             body = watch(self._family, response, request, AsyncWatch)
         except BaseException as error:
             self._broke(sent, error)

@@ -120,7 +120,7 @@ class World:
         if colour is None:
             handle = lambda request: self.respond(self.arrive(request))  # noqa: E731
         self.inner = package.MockTransport(handle)
-        urls = [f"http://{host}" for host in replicas]
+        urls = [f"http://{host}" for host in replicas] if "://" not in replicas else [replicas]
         options.setdefault("transport", self.inner)
         if isinstance(options.get("backup"), str):
             options["backup"] = [f"http://{host}" for host in options["backup"]]
@@ -335,6 +335,69 @@ def test_redirects_and_cookies_follow_the_logical_url(package):
     assert [each.url for each in response.history] == ["https://service/from"]
     assert response.text == "session=1"
     assert [cookie.domain for cookie in client.cookies.jar] == ["service.local"]
+
+
+@pytest.mark.parametrize(
+    ("replica", "location", "kept"),
+    [
+        ("http://a", "http://a/to?x#f", "https://service/to?x#f"),
+        ("http://a:80", "http://A", "https://service/"),
+        ("http://a", "to", "to"),
+        ("http://a", "/to", "/to"),
+        ("http://a", "", ""),
+        ("http://a", "//a/to", "https://service/to"),
+        ("http://a", "https://a/to", "https://a/to"),
+        ("http://a", "http://a:8080/to", "http://a:8080/to"),
+        ("http://a", "http://b/to", "http://b/to"),
+        ("http://a", "https://service/to", "https://service/to"),
+        ("http://a", "http://a:port/", "http://a:port/"),
+        ("http://a", "http://[a/", "http://[a/"),
+        ("http://a/v1", "http://a/v1/to", "https://service/to"),
+        ("http://a/v1", "http://a/v1?x", "https://service/?x"),
+        ("http://a/v1", "/v1/to", "https://service/to"),
+        ("http://a/v1", "to", "to"),
+        ("http://a/v1", "/to", "/to"),
+        ("http://a/v1", "http://a/v12/to", "http://a/v12/to"),
+        ("http://a/v1", "https://service/v1/to", "https://service/v1/to"),
+    ],
+)
+def test_a_redirect_at_the_replica_names_the_logical_url(package, replica, location, kept):
+    async def scenario(world):
+        world.respond = lambda _: package.Response(302, headers={"Location": location})
+        response = await world.send(url="https://me:secret@service/from#f")
+        assert response.headers["location"] == kept
+        assert response.headers.raw == [(b"Location", kept.encode())]
+
+    in_all_colours(package, scenario, replicas=replica)
+
+
+@pytest.mark.parametrize(
+    ("location", "kept"),
+    [
+        ("https://service/v1/to", "https://service/to"),
+        ("http://a/v1/to", "https://service/to"),
+        ("http://service/v1/to", "http://service/v1/to"),
+    ],
+)
+def test_a_replica_that_knows_the_logical_host_redirects_to_it(package, location, kept):
+    with sync_world(package, "http://a/v1", preserve_host=True) as world:
+        world.respond = lambda _: package.Response(302, headers={"Location": location})
+        response = world.lb.handle_request(package.Request("GET", "https://service/from"))
+        assert response.headers["location"] == kept
+
+
+def test_credentials_go_along_with_a_redirect_at_the_replica(package):
+    def answer(request):
+        if request.url.path == "/v1/from":
+            host = request.headers["host"]
+            return package.Response(307, headers={"Location": f"http://{host}/v1/to"})
+        return package.Response(200, text=f"{request.url.path} {request.headers.get('authorization')}")
+
+    lb = CLASSES[package][0](["http://a/v1", "http://b/v1"], transport=package.MockTransport(answer))
+    with package.Client(transport=lb, follow_redirects=True, trust_env=False) as client:
+        response = client.get("http://service/from", headers={"Authorization": "Bearer x"})
+    assert response.url == "http://service/to"
+    assert response.text == "/v1/to Bearer x"
 
 
 def test_responses_pass_untouched(package):
