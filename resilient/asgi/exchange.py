@@ -8,8 +8,11 @@ can be put in its place any more: that is when a call has *started*.
 from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import anyio.lowlevel
+
 from resilient.call import Call
 from resilient.deadline import _current
+from resilient.runtime import in_trio
 
 if TYPE_CHECKING:
     from resilient.asgi.edge import AsgiEdge
@@ -107,6 +110,8 @@ class AsgiCall(Call):
                     self.held = [message]
                     self.room = edge.capture
                     return
+            if _current.get() is not self.around and in_trio():
+                await anyio.lowlevel.checkpoint_if_cancelled()  # then `send` would send nothing
             self.started = True
             if edge.ends_at_start is not None and edge.ends_at_start(headers):
                 disarm(self)

@@ -580,6 +580,16 @@ def test_a_request_that_takes_too_long_is_refused_and_its_application_cancelled(
     assert (answer.status, answer.error, now, ended) == (503, None, 2.0, ["child", "application"])
 
 
+def test_a_response_that_comes_too_late_has_not_begun(backend):
+    async def app(scope, receive, send):
+        with anyio.CancelScope(shield=True):  # as anyio has it around threads, in which sync endpoints run
+            await anyio.sleep(100)
+        await replies(200)(scope, receive, send)
+
+    answer = run(ask, guarded(app, Timeout(2)), backend=backend)
+    assert (answer.status, answer.error, answer.whole) == (503, None, True)
+
+
 def test_a_gateway_answers_timeouts_by_504(backend):
     async def app(scope, receive, send):
         await anyio.sleep(9)
