@@ -71,7 +71,7 @@ class ResilienceMiddleware:
             Default False.
         legacy_headers: Whether limits are told in `X-RateLimit-*` too. Default False.
         on_rejected: A function of the scope and the `Refusal` that returns a response to refuse by (any ASGI
-            application), or None for the usual one; it may be async. Default None.
+            application), or None for the usual one; it may be async. Not asked for websockets. Default None.
         deadline_until: When deadlines end: `"complete"`, when the response is, or `"start"`, when it begins.
             Server-sent events have none once they have begun. Default `"complete"`.
         retry_after: What `Retry-After` says where nobody knows when it is worth coming back, in seconds; up to
@@ -88,7 +88,8 @@ class ResilienceMiddleware:
         max_deadline: The longest time in seconds that a caller can ask for. Default 60 s.
         deadline_margin: By how many seconds to be done sooner, for the way back; less than `max_deadline`. Default
             0.02 s.
-        cancel_on_disconnect: Whether to cancel what runs for a client that has gone. Default False.
+        cancel_on_disconnect: Whether to cancel what runs for a client that has gone, once the body of its request
+            has been read. Default False.
         priority: What is shed last: a mapping of paths to `Priority`, like `routes`, where all other paths are
             NORMAL; or the name of a header with the value `low`, `normal`, `high` or `critical`, if those who set
             it can be trusted; or a function of the scope. Default None: all requests have the priority around
