@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROBLEMS = "https://iana.org/assignments/http-problem-types#"
 _MOST_RETRY_AFTER = 2**31 - 1
+_LONGEST_ACCEPT = 1000  # characters; to look through 60,000 commas would cost far more than what is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +135,14 @@ def refusal_of(
 
 
 def preferred(scope: Scope, offered: tuple[str, ...]) -> str:
-    """Return which of the offered media types the caller likes best; the first if it does not care.
+    """Return which of the offered media types the caller likes best: the first if it does not care, or says a lot.
 
     Args:
         scope: The scope of the request.
         offered: Media types, the best first.
     """
     accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-    if not accepted or accepted == "*/*":
+    if not accepted or accepted == "*/*" or len(accepted) > _LONGEST_ACCEPT:
         return offered[0]
     ranges = [_media_range(each) for each in accepted.lower().split(",")]
 

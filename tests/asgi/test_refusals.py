@@ -157,6 +157,8 @@ def test_to_head_the_body_is_not_sent(backend):
         ("text/plain;q=rubbish, */*;q=0.1", "application/problem+json"),
         ("text/plain;q=9", "text/plain; charset=utf-8"),
         (",;q=,", "application/problem+json"),
+        ("text/plain" + "," * 990, "text/plain; charset=utf-8"),
+        ("text/plain" + "," * 991, "application/problem+json"),  # too long to be looked through for a refusal
     ],
 )
 def test_the_form_is_the_one_that_the_caller_likes_best(accept, kind):
