@@ -58,7 +58,10 @@ class Limits:
         return [self._policy, (b"ratelimit", only.state % (left, ceil(reset)))]
 
     def _fields_of_all(self, call: "AsgiCall") -> "Fields":
-        limits = self._limits if NOTED not in call.scope else self._with_noted(call)
+        limits = self._limits
+        if NOTED in call.scope:
+            limits = self._with_noted(call)
+            call.scope[NOTED].clear()  # a middleware further out would tell of them again
         told: list[_Told] = []
         states: list[bytes] = []
         numbers: list[tuple[float, int, int, int]] = []

@@ -162,6 +162,16 @@ def test_the_middleware_of_a_mounted_application_keeps_what_was_noted():
     assert run(ask, outer, "/inner/a").status == 200
 
 
+def test_one_middleware_of_several_tells_of_a_limit():
+    app = FastAPI()
+    install(app)
+    app.add_middleware(ResilienceMiddleware, pipeline=RateLimit("9/minute", name="all"))
+    for answer in run(thrice, at_a(app, limit("2/minute", name="route"))):
+        told = [value for name, value in answer.messages[0]["headers"] if name == b"ratelimit"]
+        names = [member.partition(b";")[0] for member in b", ".join(told).split(b", ")]
+        assert names == [b'"route"', b'"all"']
+
+
 @pytest.mark.parametrize(
     ("app", "options", "kind", "message"),
     [
