@@ -33,7 +33,7 @@ from resilient import deadline, events, options, runtime
 from resilient.component import Component
 from resilient.errors import Rejected, TimedOut
 from resilient.http.edge import _event
-from resilient.http.family import Family
+from resilient.http.family import HIGHEST_PORT, Family
 from resilient.http.outliers import Ejected, Outliers, Returned
 from resilient.http.streams import CLOCKS_DIFFER, AsyncWatch, SyncWatch, release_leaked, watch
 from resilient.http.transport import check_transport
@@ -566,6 +566,8 @@ class Balancer(Component):
             raise options.refuse(me, option, url, "URLs without a user, and the client its auth=")
         if url.scheme not in ("http", "https") or not url.host:
             raise options.refuse(me, option, given, allowed)
+        if (url.port or 0) > HIGHEST_PORT:
+            raise options.refuse(me, option, given, f"{allowed}, with a port up to {HIGHEST_PORT}")
         if b"?" in url.raw_path or url.fragment:
             raise options.refuse(me, option, given, "URLs without a query and a fragment")
         return url

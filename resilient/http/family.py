@@ -2,9 +2,12 @@
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from resilient.errors import Rejected, ResilientError, TimedOut
+
+HIGHEST_PORT: Final = 65535
+"""The clients take any number, and sockets then take what is left of it in 16 bits: that of somebody else."""
 
 
 class Family:

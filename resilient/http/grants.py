@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote_plus
 
 from resilient import options
-from resilient.http.family import Family
+from resilient.http.family import HIGHEST_PORT, Family
 from resilient.http.headers import throttled_for
 from resilient.http.tokens import Token, check_secret
 
@@ -175,7 +175,8 @@ def grant_of(
         url = family.module.URL(token_url)
     except (TypeError, family.module.InvalidURL):
         url = None
-    if url is None or url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.fragment:
+    goes = url is not None and url.scheme in {"http", "https"} and url.host and (url.port or 0) <= HIGHEST_PORT
+    if not goes or url.userinfo or url.fragment:
         raise ValueError(  # without the value, which may hold a password
             f"{owner}: this token_url is not allowed; give an absolute http or https URL without user or fragment"
         )

@@ -1682,6 +1682,7 @@ OTHERS = {httpx: httpx2, httpx2: httpx}
         ({"replicas": ["http://"]}, ValueError, "replicas='http://'"),
         ({"replicas": ["ftp://a"]}, ValueError, "replicas='ftp://a'"),
         ({"replicas": ["http://a:b"]}, ValueError, "replicas='http://a:b' .*port"),
+        ({"replicas": ["http://a:65536"]}, ValueError, "replicas='http://a:65536' .* a port up to 65535"),
         (
             {"replicas": ["http://a?x=1"]},
             ValueError,

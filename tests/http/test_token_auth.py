@@ -1927,6 +1927,7 @@ def test_what_is_no_function(fetch):
         ({"token_url": "https://me:s3cr3t@login.example/token"}, ValueError, "token_url"),
         ({"token_url": "https://login.example/token#s3cr3t"}, ValueError, "token_url"),
         ({"token_url": "https://login.example:s3cr3t/"}, ValueError, "token_url"),
+        ({"token_url": "https://login.example:65536/"}, ValueError, "token_url"),
         ({"token_url": None}, ValueError, "token_url"),
         ({"client_id": None}, TypeError, "client_id"),
         ({"client_id": ""}, ValueError, "client_id"),
