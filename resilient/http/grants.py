@@ -30,6 +30,9 @@ HEADER: Final = "Authorization"
 
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
+# Not `client_id`: some servers want it in the form too, beside the header.
+_OF_OPTIONS = frozenset({"grant_type", "client_secret", "refresh_token"})
+
 # RFC 6749 5.2. Nothing else that a token endpoint writes is repeated anywhere: it may hold a token.
 _CODES = frozenset(
     {
@@ -199,6 +202,10 @@ def form_of(grant_type: str, scope: Any, params: Any) -> tuple[tuple[str, str], 
         pairs = params.items() if isinstance(params, Mapping) else [(None, None)]
         if not all(isinstance(each, str) for pair in pairs for each in pair):
             raise TypeError("TokenAuth: these params are not allowed; give a dict of str")
+        taken = sorted(params.keys() & {*form, *_OF_OPTIONS})
+        if taken:
+            allowed = f"give fields that neither an option nor the grant sets, unlike {', '.join(taken)}"
+            raise ValueError(f"TokenAuth: these params are not allowed; {allowed}")
         form = {**params, **form}
     return tuple(form.items())
 

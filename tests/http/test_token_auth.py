@@ -1737,7 +1737,7 @@ def test_client_credentials(family):
         client_secret="s3cr3t",
         client_auth="body",
         scope="a b",
-        params={"audience": "https://api.example", "grant_type": "mine"},
+        params={"audience": "https://api.example"},
     )
     assert "Authorization" not in request.headers
     assert form == {
@@ -1755,10 +1755,21 @@ def test_a_refresh_token_that_begins(family):
     assert form == {"grant_type": "refresh_token", "refresh_token": "r3fr3sh 0", "client_id": "me"}
 
     request, form = asked_with(
-        family, "refresh_token", client_id="me", client_secret="s3cr3t", refresh_token="r3fr3sh-0", scope="a"
+        family,
+        "refresh_token",
+        client_id="me",
+        client_secret="s3cr3t",
+        refresh_token="r3fr3sh-0",
+        scope="a",
+        params={"client_id": "me"},
     )
     assert request.headers["Authorization"].startswith("Basic ")
-    assert form == {"grant_type": "refresh_token", "refresh_token": "r3fr3sh-0", "scope": "a"}
+    assert form == {
+        "grant_type": "refresh_token",
+        "refresh_token": "r3fr3sh-0",
+        "scope": "a",
+        "client_id": "me",
+    }
 
 
 def test_no_user_agent_to_copy(family):
@@ -1939,6 +1950,10 @@ def test_what_is_no_function(fetch):
         ({"params": {"a": 1}}, TypeError, "params"),
         ({"params": {1: "a"}}, TypeError, "params"),
         ({"params": "s3cr3t"}, TypeError, "params"),
+        ({"params": {"grant_type": "s3cr3t"}}, ValueError, "params"),
+        ({"params": {"client_secret": "s3cr3t"}}, ValueError, "params"),
+        ({"params": {"refresh_token": "s3cr3t"}}, ValueError, "params"),
+        ({"params": {"scope": "a"}, "scope": "b"}, ValueError, "params"),
     ],
 )
 def test_bad_options_of_grants(kwargs, kind, option):
