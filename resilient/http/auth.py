@@ -272,8 +272,13 @@ class TokenFlow(Component):
             except StopIteration:
                 return
             if isinstance(step, _Send):
-                answer = yield step.request
-                continue
+                try:
+                    answer = yield step.request
+                    continue
+                except GeneratorExit:
+                    pass
+                self._note_closed(step)
+                return
             try:
                 if isinstance(step, _Ask):
                     answer = yield from self._ask(step.request)
@@ -294,8 +299,13 @@ class TokenFlow(Component):
             except StopIteration:
                 return
             if isinstance(step, _Send):
-                answer = yield step.request
-                continue
+                try:
+                    answer = yield step.request
+                    continue
+                except GeneratorExit:
+                    pass
+                self._note_closed(step)
+                return
             timer, closed = None, False
             try:
                 if isinstance(step, _Ask):
@@ -317,6 +327,17 @@ class TokenFlow(Component):
                     timer.end(thrown[0] if thrown else None)
                 except TimedOut as error:
                     thrown[:] = [error]
+
+    def _note_closed(self, sent: "_Send") -> None:
+        """Take note of a refusal that a hook of the client made an error of: it can only help those to come."""
+        response = getattr(_error_of_client(), "response", None)
+        now = runtime.now()
+        if (
+            isinstance(response, self._family.Response)
+            and _is_refusal(response, request_of(response, sent.request), sent.issued)
+            and now >= sent.issued.asked_at + self.retry_failed_after  # else it is not the token that is to blame
+        ):
+            self._tokens.refuse(sent.issued, now)
 
     def _ask(self, request: Any) -> Generator[Any, Any, Any]:
         """Have the client send a token request, and read the answer."""
@@ -356,7 +377,7 @@ class TokenFlow(Component):
         asked: list[Any] = []
         issued = yield from self._obtain(request, asked)
         request.headers[HEADER] = issued.header
-        response = yield _Send(request)
+        response = yield _Send(request, issued)
         refused = request_of(response, request)
         if _is_refusal(response, refused, issued) and self._tokens.refuse(issued, runtime.now()):
             if refused.stream is not request.stream:  # redirected
@@ -367,7 +388,7 @@ class TokenFlow(Component):
                 if body.rewind is not None:
                     body.rewind()
                 refused.headers[HEADER] = issued.header
-                response = yield _Send(refused)
+                response = yield _Send(refused, issued)
                 if _is_refusal(response, request_of(response, refused), issued):
                     self._tokens.spare(issued, runtime.now())
         if asked:
@@ -547,8 +568,9 @@ class _Limit(Timeout):
 class _Send:
     """Have the client send the request."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, issued: Issued) -> None:
         self.request = request
+        self.issued = issued
 
 
 class _Ask:

@@ -249,6 +249,56 @@ def test_a_page_that_refuses_every_token_does_not_storm_the_token_endpoint(famil
     both(scenario)
 
 
+@KINDS
+def test_a_refusal_that_a_hook_makes_an_error_of_is_noted(family, kind):
+    """The request is lost, as the client hands out an error instead of the 401; those that follow are not."""
+
+    async def scenario(colour):
+        world = World(family, colour)
+
+        async def hook(response):
+            response.raise_for_status()
+
+        client = world.client(world.auth(kind), event_hooks={"response": [colour.function(hook)]})
+        await client.get()
+        world.revoke()
+        with pytest.raises(family.module.HTTPStatusError, match="401"):  # its token is too new to be the reason
+            await client.get()
+        await colour.sleep(1)
+        with pytest.raises(family.module.HTTPStatusError, match="401"):
+            await client.get()
+        assert len(world.asked) == 1
+        assert (await client.get()).text == "acc3ss-2"
+
+        world.valid = ()
+        for _ in range(3):  # it is not the token, which is new
+            with pytest.raises(family.module.HTTPStatusError, match="401"):
+                await client.get()
+        assert len(world.asked) == 2
+
+    both(scenario)
+
+
+def test_an_error_of_a_hook_that_has_no_refusal_is_none_of_our_business(family):
+    async def scenario(colour):
+        world = World(family, colour)
+        errors = [ZeroDivisionError(), None]
+
+        async def hook(response):
+            error = errors.pop(0)
+            if error is not None:
+                error.response = 401
+                raise error
+
+        client = world.client(world.auth(), event_hooks={"response": [colour.function(hook)]})
+        with pytest.raises(ZeroDivisionError):
+            await client.get()
+        await colour.sleep(1)
+        assert (await client.get()).text == "acc3ss-1"
+
+    both(scenario)
+
+
 def test_what_the_user_put_into_the_header_is_replaced(family):
     """As every auth of httpx does; a single request can go without."""
 
