@@ -78,7 +78,8 @@ class TokenFlow(Component):
     forms and files that can seek, but no generators. The answer to that is final, even if it is another 401. A
     request that was redirected before it was refused goes on from where it was refused.
 
-    The token endpoint is asked through the same client, so through its transport. Its answers are taken out of
+    The token endpoint is asked through the same client, so through its transport. If the client raises there, the
+    request that asked fails, even if the old token still serves. The answers are taken out of
     `response.history`, but count for `max_redirects`. A sync `fetch` runs in a thread of its own.
 
     Args:
