@@ -3,6 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,13 +32,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "if the guarded side is better, with 1 if it is not."
     )
     parser.add_argument(
-        "--seconds", type=_number(3, 600), default=24.0, help="length of the script, 3 to 600 (default 24)"
+        "--seconds", type=_number(3, 600, float), default=24.0, help="length of the script, 3 to 600 (default 24)"
     )
     parser.add_argument(
-        "--rate", type=_number(20, 500), default=50.0, help="calls per second and client, 20 to 500 (default 50)"
+        "--rate",
+        type=_number(20, 500, float),
+        default=50.0,
+        help="calls per second and client, 20 to 500 (default 50)",
     )
     parser.add_argument(
-        "--port", type=int, choices=range(65536), default=0, metavar="PORT", help="default: a free port"
+        "--port", type=_number(0, 65535, int), default=0, help="on the loopback interface (default: a free one)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the schedule and the errors (default 1)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
@@ -48,10 +54,10 @@ def _demo(chosen: argparse.Namespace) -> int:
     return main(Options(chosen.seconds, chosen.rate, chosen.port, chosen.seed, chosen.json))
 
 
-def _number(least: float, most: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        if least <= float(text) <= most:
-            return float(text)
+def _number(least: float, most: float, kind: type[N]) -> Callable[[str], N]:
+    def number(text: str) -> N:
+        if least <= kind(text) <= most:
+            return kind(text)
         raise argparse.ArgumentTypeError(f"{text} is not allowed; give a number from {least} to {most}")
 
     return number

@@ -451,7 +451,8 @@ def test_the_command_line_has_defaults_and_options(started_with):
         ("demo --seconds nan", "nan is not allowed"),
         ("demo --rate 501", "give a number from 20 to 500"),
         ("demo --rate fast", "argument --rate: invalid number value: 'fast'"),
-        ("demo --port 65536", "argument --port"),
+        ("demo --port 65536", "argument --port: 65536 is not allowed; give a number from 0 to 65535\n"),
+        ("demo --port 80.5", "argument --port: invalid number value: '80.5'"),
     ],
 )
 def test_a_bad_command_line_is_refused(words, message, started_with, capsys):
