@@ -13,6 +13,7 @@ import wrapt
 
 from resilient import runtime
 from resilient.call import Call, with_own_code
+from resilient.component import Component
 from resilient.options import is_async
 
 if TYPE_CHECKING:
@@ -84,8 +85,13 @@ def _refuse(policy: "Policy", function: Any) -> None:
         raise TypeError(f"{who} can only guard something that can be called, not {function!r}")
     if isinstance(function, type):
         raise TypeError(
-            f"{who} cannot guard the class {function.__qualname__}; guard its methods, or use "
-            "resilient.instrument() for a class that is not yours"
+            f"{who} cannot guard the class {function.__qualname__}; guard its methods, which "
+            f"resilient.instrument(module, '{function.__qualname__}.method', policy) does where it is not yours"
+        )
+    if isinstance(function, Component):
+        raise TypeError(
+            f"{who} cannot guard {function!r}, which guards functions itself: what is decorated by it would get "
+            "past this policy. Combine the two by | or in a Pipeline"
         )
     inner = function
     while isinstance(inner, functools.partial):

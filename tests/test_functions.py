@@ -459,6 +459,12 @@ def test_classes_are_refused(guard):
             guard(cls)
 
 
+@pytest.mark.parametrize("policy", [Timeout(2), Pipeline(Timeout(2)), CircuitBreaker()], ids=repr)
+def test_policies_are_combined_and_not_guarded(guard, policy):
+    with pytest.raises(TypeError, match=r"Counting cannot guard .*, which guards functions itself.*by \| or in a"):
+        guard(policy)
+
+
 @pytest.mark.parametrize("thing", [None, 3, "fetch", object(), [len], property(len)], ids=repr)
 def test_what_cannot_be_called_is_refused(guard, thing):
     with pytest.raises(TypeError, match="Counting can only guard something that can be called, not "):
