@@ -1,5 +1,6 @@
 """Policies in order, outermost first."""
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -39,8 +40,7 @@ class Pipeline(Policy):
         super().__init__(name=name)
         for policy in policies:
             if not isinstance(policy, Policy):
-                hint = f"; write {policy.__name__}() with parentheses" if isinstance(policy, type) else ""
-                raise TypeError(f"Pipeline: {policy!r} is not a policy{hint}")
+                raise TypeError(f"Pipeline: {policy!r} is not a policy{_hint(policy)}")
         self.policies = policies
         self.failed = None if failed is None else options.function("Pipeline", "failed", failed)
         if self.failed is not None:
@@ -65,7 +65,7 @@ class Pipeline(Policy):
             yield from policy.walk()
 
     def __or__(self, inner: Policy) -> "Pipeline":
-        if not isinstance(inner, Policy):
+        if not isinstance(inner, Policy | type):  # of a class the constructor says what is missing
             return NotImplemented
         if self.name is None and self.failed is None:
             return Pipeline(*self.policies, inner)
@@ -103,6 +103,21 @@ class Pipeline(Policy):
 
     def ablock(self) -> AbstractAsyncContextManager[None]:
         return _aall_of([policy.ablock() for policy in self.policies])
+
+
+def _hint(thing: object) -> str:
+    """Say what may have been meant by something that is not a policy."""
+    if isinstance(thing, type):
+        return f"; write {thing.__name__}() with parentheses"
+    if isinstance(thing, list | tuple):
+        return "; give several one by one, as in Pipeline(*policies)"
+    from resilient.policies.retry_budget import RetryBudget
+
+    if isinstance(thing, RetryBudget):
+        return "; give it to a Retry, as its budget="
+    if inspect.isroutine(thing):
+        return ". To decorate a function write @Pipeline(...) with policies in the parentheses"
+    return ""
 
 
 @contextmanager

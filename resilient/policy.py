@@ -83,7 +83,7 @@ class Policy(Component, ABC):
         """Compose: `a | b` is `Pipeline(a, b)`, with `a` outermost."""
         from resilient.pipeline import Pipeline
 
-        return Pipeline(self, inner) if isinstance(inner, Policy) else NotImplemented
+        return Pipeline(self, inner) if isinstance(inner, Policy | type) else NotImplemented
 
     def statistics(self) -> Any:
         """Return a frozen snapshot of the policy's state and counters; None if it keeps none."""

@@ -7,6 +7,7 @@ uses too.
 """
 
 import contextlib
+import inspect
 import logging
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -157,7 +158,9 @@ def observers(breaker: "CircuitBreaker") -> list[Observer]:
 def _check_lone(breaker: "CircuitBreaker") -> None:
     if not isinstance(breaker.breaker, pybreaker.CircuitBreaker):
         allowed = "a pybreaker.CircuitBreaker; all other options go by keyword"
-        raise options.misused("CircuitBreaker", "breaker", breaker.breaker, allowed)
+        if inspect.isroutine(breaker.breaker):
+            allowed += ". To decorate a function write @CircuitBreaker() with parentheses"
+        raise options.refuse("CircuitBreaker", "breaker", breaker.breaker, allowed, TypeError)
     changed = breaker.changed_options() - {"breaker", "probe_lease", "name"}
     if changed:
         option = min(changed)

@@ -564,13 +564,13 @@ def test_a_guarded_function_of_a_module_pickles_by_name():
 @pytest.mark.parametrize(
     ("policy", "says"),
     [
-        (CircuitBreaker, "CircuitBreaker"),
+        (CircuitBreaker, r"To decorate a function write @CircuitBreaker\(\) with parentheses"),
         (Retry, "To decorate a function write @Retry"),
         (Timeout, "To decorate a function write @Timeout"),
         (RateLimit, "To decorate a function write @RateLimit"),
         (Bulkhead, "To decorate a function write @Bulkhead"),
         (Cache, "To decorate a function write @Cache"),
-        (Pipeline, "is not a policy"),
+        (Pipeline, "is not a policy. To decorate a function write @Pipeline"),
         (Keyed, "Keyed: factory"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -602,11 +602,17 @@ def test_a_factory_that_makes_no_policy_is_named():
 def test_policies_are_not_made_of_each_other_by_mistake():
     with pytest.raises(TypeError, match=r"write Retry\(\) with parentheses"):
         Pipeline(Retry)
-    with pytest.raises(TypeError):
-        Timeout(2) | Retry
-    with pytest.raises(TypeError):
-        Timeout(2) | (lambda: 1)
-    with pytest.raises(TypeError, match="is not a policy"):
+    for left in (Timeout(2), Pipeline(Timeout(2)), Pipeline(name="named")):
+        with pytest.raises(TypeError, match=r"write CircuitBreaker\(\) with parentheses"):
+            left | CircuitBreaker
+        with pytest.raises(TypeError, match="unsupported operand"):
+            left | (lambda: 1)
+    for several in ([Timeout(2)], (Timeout(2), Bulkhead(1))):
+        with pytest.raises(
+            TypeError, match=r"is not a policy; give several one by one, as in Pipeline\(\*policies\)"
+        ):
+            Pipeline(several)
+    with pytest.raises(TypeError, match="is not a policy; give it to a Retry, as its budget="):
         Pipeline(RetryBudget())
 
 

@@ -281,7 +281,9 @@ def _stop(stop: Any, *, decorates: bool) -> int | Callable[[tenacity.RetryCallSt
     if decorates and inspect.isfunction(stop):
         allowed += ". To decorate a function write @Retry(on=...) with parentheses"
         raise options.refuse("Retry", "stop", stop, allowed, TypeError)
-    if not callable(stop) or isinstance(stop, type) or options.is_async(stop):
+    if not callable(stop) or isinstance(stop, type | retry_base) or options.is_async(stop):
+        if isinstance(stop, type | tuple | list | set | frozenset | retry_base):
+            allowed += ". Which errors are worth another try goes into on="
         raise options.refuse("Retry", "stop", stop, allowed, TypeError)
     strategy: Callable[[tenacity.RetryCallState], bool] = stop
     return strategy
