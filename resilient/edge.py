@@ -8,6 +8,7 @@ the policies between only ever see errors.
 
 import time
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -170,7 +171,13 @@ def _invoke(call: Call) -> Any:
 
 def _ainvoke(call: Call) -> Any:
     kwargs = call.kwargs
-    return call.function(*call.args, **kwargs) if kwargs else call.function(*call.args)
+    result = call.function(*call.args, **kwargs) if kwargs else call.function(*call.args)
+    if result.__class__ is not CoroutineType and not isawaitable(result):
+        raise TypeError(
+            f"{call.function!r} was called as an async function but returned {type(result).__name__}, which "
+            "cannot be awaited; use call() for sync functions"
+        )
+    return result
 
 
 def refuse_coroutine(function: Callable[..., Any], coroutine: "CoroutineType[Any, Any, Any]") -> NoReturn:

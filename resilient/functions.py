@@ -7,7 +7,7 @@ called (partials, bound methods, callable objects) gets the proxy, which keeps b
 import functools
 import inspect
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import wrapt
 
@@ -24,7 +24,7 @@ def decorate(policy: "Policy", function: Any) -> Any:
     """Return `function` guarded by `policy`, of the same colour and signature."""
     if isinstance(function, classmethod | staticmethod):
         return type(function)(decorate(policy, function.__func__))
-    _refuse(policy, function)
+    refuse_function(policy, function)
     if isinstance(function, FunctionType):
         return _close_async(policy, function) if is_async(function) else _close_sync(policy, function)
     if is_async(function):
@@ -79,7 +79,18 @@ def _close_async(policy: "Policy", function: FunctionType) -> Any:
     return with_own_code(guarded)
 
 
-def _refuse(policy: "Policy", function: Any) -> None:
+def refuse_called(method: str, result: Any) -> NoReturn:
+    """Refuse what stands where a function should: most of the time what the function has returned."""
+    if inspect.iscoroutine(result):
+        result.close()  # nobody will await it
+    raise TypeError(
+        f"{method}() takes the function and then its arguments, as in {method}(fetch, url): {result!r} cannot be "
+        "called, and if it is what the function returned, no policy has guarded that"
+    )
+
+
+def refuse_function(policy: "Policy", function: Any) -> None:
+    """Refuse what calls itself a function but would run unguarded."""
     who = type(policy).__name__
     if not callable(function):
         raise TypeError(f"{who} can only guard something that can be called, not {function!r}")

@@ -4,14 +4,14 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import TracebackType
+from types import GeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 from resilient import blocks, options
 from resilient.call import AsyncNext, Call, Next, with_own_code
 from resilient.component import Component
 from resilient.edge import FUNCTION, Edge, ajudged, arestoring, judge_statuses, judged, restoring
-from resilient.functions import decorate
+from resilient.functions import decorate, refuse_called, refuse_function
 
 if TYPE_CHECKING:
     from resilient.pipeline import Pipeline
@@ -73,10 +73,17 @@ class Policy(Component, ABC):
 
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a sync function under this policy, without decorating it."""
-        return self.chain_of_functions(Call(function, args, kwargs))  # type: ignore[no-any-return]
+        if not callable(function):
+            refuse_called("call", function)
+        result = self.chain_of_functions(Call(function, args, kwargs))
+        if result.__class__ is GeneratorType:
+            refuse_function(self, function)
+        return result  # type: ignore[no-any-return]
 
     async def acall(self, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call an async function (or one that returns an awaitable) under this policy."""
+        if not callable(function):
+            refuse_called("acall", function)
         return await self.achain_of_functions(Call(function, args, kwargs))  # type: ignore[no-any-return]
 
     def __or__(self, inner: "Policy") -> "Pipeline":

@@ -510,11 +510,38 @@ def test_acall_takes_any_function_that_returns_an_awaitable(guard, backend):
         assert await guard.acall(lambda value: afunction(value), 2) == 2  # noqa: PLW0108 - the lambda hides the colour
         assert await guard.acall(functools.partial(afunction, 3)) == 3
         assert await guard.acall(AsyncCallable(4), 4) == (4, 4)
-        with pytest.raises(TypeError, match="await"):
+        with pytest.raises(TypeError, match=r"returned int, which cannot be awaited; use call\(\) for sync"):
             await guard.acall(lambda: 5)
+        with pytest.raises(TypeError, match="returned async_generator, which cannot be awaited"):
+            await guard.acall(asyncgenerator)
 
     run(main, backend=backend)
-    assert guard.calls == 5
+    assert guard.calls == 6
+
+
+def test_what_a_function_returned_is_not_taken_for_the_function(guard, backend):
+    """A fallback would answer instead, for ever, and the mistake would never be seen."""
+
+    async def afunction():
+        raise AssertionError("never runs")
+
+    async def main():
+        coroutine = afunction()
+        with pytest.raises(TypeError, match=r"acall\(\) takes the function and then .*: <coroutine object"):
+            await Pipeline(Fallback("default"), guard).acall(coroutine)
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+    run(main, backend=backend)
+    with pytest.raises(TypeError, match=r"call\(\) takes the function .*\(fetch, url\): 7 cannot be called"):
+        Pipeline(Fallback("default"), guard).call(7)
+    assert guard.calls == 0
+
+
+def test_generator_functions_cannot_be_called_unguarded(guard):
+    with pytest.raises(TypeError, match="Counting cannot guard the generator function 'generator'"):
+        guard.call(generator)
+    rows = guard.call(lambda: (number for number in "ab"))  # the function itself has run under the policy
+    assert list(rows) == ["a", "b"]
 
 
 def test_call_passes_arguments_on(guard):
