@@ -23,6 +23,8 @@ BUFFER = 1024 * 1024
 """How many bytes `buffer=True` reads."""
 
 _PACKAGES = frozenset({"httpx", "httpx2"})
+_OF_SYNC = frozenset({"handle_request", "close", "__enter__", "__exit__"})
+_OF_ASYNC = frozenset({"handle_async_request", "aclose", "__aenter__", "__aexit__"})
 _OF_THE_WIRE = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
 
 
@@ -102,6 +104,18 @@ class Guard:
         if own is error:
             raise own
         raise own from error.__cause__
+
+
+def _lacks(guard: Guard, name: str) -> NoReturn:
+    message = f"{type(guard).__name__!r} object has no attribute {name!r}"
+    if name in (_OF_SYNC if guard._asynchronous else _OF_ASYNC):
+        mine, other = ("Async", "") if guard._asynchronous else ("", "Async")
+        package = guard._family.package
+        message += f": it is for {package}.{mine}Client; give {package}.{other}Client {other}ResilientTransport()"
+    raise AttributeError(message, name=name, obj=guard)
+
+
+Guard.__getattr__ = _lacks  # type: ignore[attr-defined]  # in the class it would make all names pass type checks
 
 
 class SyncGuard(Guard):

@@ -10,7 +10,7 @@ import pytest
 import resilient
 from resilient import Fallback, Retry, Timeout, presets
 from resilient.http.transport import BUFFER
-from resilient.testing import capture_events
+from resilient.testing import capture_events, run
 
 from .conftest import Kit
 from .flaky_server import FlakyServer, choose, ok, status
@@ -104,6 +104,18 @@ def test_what_cannot_be_wrapped_is_refused(kit):
             kit.Transport(make())
         assert hint in str(caught.value)
         assert str(caught.value).startswith(f"{kit.ours.__name__}.{kit.Transport.__name__}: transport=")
+
+
+def test_a_client_of_the_other_colour_is_told_which_one_it_needs(kit):
+    Client = kit.http.AsyncClient if kit.sync else kit.http.Client  # noqa: N806 - it is a class
+    mine, needed = ("", "Async") if kit.sync else ("Async", "")
+    hint = f"it is for {kit.http.__name__}.{mine}Client; give {kit.http.__name__}.{needed}Client {needed}Resilient"
+
+    client = Client(transport=kit.Transport(kit.stub(200)))
+    with pytest.raises(AttributeError, match=f"has no attribute 'handle_(async_)?request': {hint}"):
+        run(client.get, "https://a/") if kit.sync else client.get("https://a/")
+    with pytest.raises(AttributeError, match=r"object has no attribute 'headers'$"):
+        kit.Transport(kit.stub(200)).headers  # noqa: B018 - to see that nobody pretends to have it
 
 
 OPTIONS = [
