@@ -114,6 +114,7 @@ LEGIT = {
 }
 SHARED = {"breaker", "budget"}  # handed in to be shared, also by copies
 NEEDED = {"Retry.on"}  # for plain functions
+COMPANIONS = {"Bulkhead.wait": "queue"}  # what means nothing alone
 # Strange values that are allowed all the same.
 ALLOWED = {
     "cost": ["a_function"],
@@ -183,6 +184,9 @@ def options_of(cls):
 def make(cls, **given):
     """Make an object with its required options and some more."""
     positional, keywords = [], {}
+    for option in [COMPANIONS.get(f"{cls.__name__}.{option}") for option in given]:
+        if option is not None:
+            given.setdefault(option, entry(LEGIT, cls, option))
     for option, parameter in options_of(cls).items():
         value = given.get(option, entry(LEGIT, cls, option))
         wanted = f"{cls.__name__}.{option}" in NEEDED

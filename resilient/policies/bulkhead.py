@@ -50,8 +50,8 @@ class Bulkhead(Gate):
         limit: How many, an int >= 1. There is no default: it depends on what is behind it.
         queue: How many calls may wait for a permit: those of a higher priority first, and within one first come,
             first served. Default 0: refuse at once.
-        wait: How long in seconds a call may wait at most; it never waits past its deadline. Default None: up
-            to the deadline, and without end if there is none.
+        wait: How long in seconds a call may wait in the queue at most; it never waits past its deadline.
+            Default None: up to the deadline, and without end if there is none.
         name: What errors and events call this policy. Default: its repr.
 
     Raises:
@@ -72,6 +72,9 @@ class Bulkhead(Gate):
         self.limit = options.whole("Bulkhead", "limit", limit)
         self.queue = options.whole("Bulkhead", "queue", queue, minimum=0)
         self.wait = None if wait is None else options.seconds("Bulkhead", "wait", wait)
+        if wait is not None and not queue:
+            allowed = "a queue= of calls that may wait, or None: with queue=0 no call ever waits"
+            raise options.refuse("Bulkhead", "wait", wait, allowed)
         self._rejected = Counter()
         self._fill()
         self._filled_at = float("-inf")  # not now: virtual time may begin later, and before this

@@ -914,6 +914,7 @@ TestBulkhead.settings = settings(max_examples=100, stateful_step_count=40, deadl
         ((function,), {}, TypeError, "with parentheses"),
         ((1,), {"queue": -1}, ValueError, "queue=-1 is not allowed; give an int >= 0"),
         ((1,), {"wait": 0}, ValueError, "wait=0 is not allowed"),
+        ((1,), {"wait": 2}, ValueError, "wait=2 is not allowed; give a queue= of calls that may wait, or None"),
     ],
 )
 def test_bad_options(arguments, options, kind, message):
