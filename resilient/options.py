@@ -120,11 +120,18 @@ def _check_error(owner: str, option: str, value: Any, member: Any, allowed: str)
         allowed += "; a strategy of tenacity looks at a state of its own, and works only as Retry(on=) and alone"
     elif isinstance(member, type):
         if issubclass(member, BaseException):
+            _refuse_uncaught(owner, option, value, member)
             return
     elif callable(member):
         function(owner, option, member)
         return
     raise refuse(owner, option, value, allowed, TypeError)
+
+
+def _refuse_uncaught(owner: str, option: str, value: Any, kind: type[BaseException]) -> None:
+    if not (issubclass(kind, Exception) or issubclass(ExceptionGroup, kind)):
+        allowed = f"subclasses of Exception: {kind.__name__} always passes straight through"
+        raise refuse(owner, option, value, allowed)
 
 
 def statuses(wanted: "Errors") -> frozenset[int]:

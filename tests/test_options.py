@@ -1,3 +1,4 @@
+import asyncio
 import functools
 from datetime import timedelta
 from http import HTTPStatus
@@ -115,6 +116,13 @@ def test_errors():
         refused(ValueError, options.errors, value)
     for value in (3, 503, int, (OSError, "3"), (OSError, True), "OSError", OSError(), an_async_function, None):
         refused(TypeError, options.errors, value)
+
+
+def test_errors_that_no_policy_ever_catches():
+    for value in (KeyboardInterrupt, asyncio.CancelledError, (OSError, SystemExit), {GeneratorExit}):
+        assert "always passes straight through" in refused(ValueError, options.errors, value)
+    for value in (BaseException, BaseExceptionGroup, (Exception, ExceptionGroup)):
+        assert options.errors("Owner", "option", value) == value
 
 
 def test_errors_may_be_status_codes():
