@@ -76,19 +76,30 @@ class Attempt:
         self.number = attempts.number
         self._loop = loop
         self._attempts = attempts
-        self.delay: float | None = None
+        self._entered = False
+        self._delay: float | None = None
 
     def __enter__(self) -> Self:
+        self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if isinstance(error, Exception):
-            self.delay = self._loop.next_delay(self._attempts, error, runtime.now())
+            self._delay = self._loop.next_delay(self._attempts, error, runtime.now())
         elif error is None:
             self._loop.succeeded(self._attempts.call)
-        return self.delay is not None
+        return self._delay is not None
+
+    def _outcome(self) -> float | None:
+        """Return the seconds to wait for the next attempt, or None if this was the last one."""
+        if not self._entered:
+            raise RuntimeError(
+                f"{self._loop.label} guarded nothing in this loop; put the block under `with attempt:`, "
+                "attempt being what the loop gives"
+            )
+        return self._delay
 
 
 def attempts_of(loop: "Loop", attempts: "Attempts") -> "Iterator[Attempt]":
@@ -96,10 +107,11 @@ def attempts_of(loop: "Loop", attempts: "Attempts") -> "Iterator[Attempt]":
     while True:
         attempt = Attempt(loop, attempts)
         yield attempt
-        if attempt.delay is None:
+        delay = attempt._outcome()
+        if delay is None:
             return
-        if attempt.delay:
-            runtime.sleep(attempt.delay)
+        if delay:
+            runtime.sleep(delay)
         attempts.number += 1
 
 
@@ -119,9 +131,10 @@ class AsyncAttempts:
 
     async def __anext__(self) -> Attempt:
         if self._last is not None:
-            if self._last.delay is None:
+            delay = self._last._outcome()
+            if delay is None:
                 raise StopAsyncIteration
-            await runtime.asleep(self._last.delay)
+            await runtime.asleep(delay)
             self._attempts.number += 1
         self._last = Attempt(self._loop, self._attempts)
         return self._last

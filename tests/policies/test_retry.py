@@ -1451,6 +1451,22 @@ def test_a_block_is_paid_from_the_budget():
         assert budget.tokens(clock.now()) == 1
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loop_without_with_attempt_is_told_that_nothing_was_guarded(backend):
+    message = r"^fetch guarded nothing in this loop; put the block under `with attempt:`"
+    retry = Retry(on=OSError, name="fetch")
+    with pytest.raises(RuntimeError, match=message):
+        for _ in retry:
+            pass
+
+    async def main():
+        with pytest.raises(RuntimeError, match=message):
+            async for _ in retry:
+                pass
+
+    run(main, backend=backend)
+
+
 def test_a_block_can_be_left_by_break_and_return():
     retry = Retry(on=OSError, wait=0)
 
