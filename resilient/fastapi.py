@@ -15,9 +15,8 @@ called, and the 429 is in the OpenAPI schema.
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, routing
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
 from starlette.exceptions import WebSocketException
 from starlette.requests import HTTPConnection
 
@@ -35,6 +34,8 @@ from resilient.rate import Rate
 __all__ = ["Limit", "install", "limit"]
 
 _TRY_AGAIN_LATER = 1013
+# Newer versions of FastAPI do not make the routes of an included router routes of the application any more.
+_each_of: Callable[[Any], Iterator[Any]] = getattr(routing, "iter_route_contexts", iter)
 _PROBLEM = {
     "type": "object",
     "properties": {
@@ -174,9 +175,10 @@ def install(app: FastAPI, *, pipeline: Policy | None = None, **options: Any) -> 
 
     def openapi() -> dict[str, Any]:
         schema = schema_of()
-        for route in app.routes:
-            if isinstance(route, APIRoute) and any(_limits_of(route.dependant)):
-                for method in route.methods or ():
+        for route in _each_of(app.routes):
+            dependant, methods = getattr(route, "dependant", None), getattr(route, "methods", None)
+            if dependant is not None and any(_limits_of(dependant)):
+                for method in methods or ():  # a websocket has none
                     operation = schema["paths"].get(route.path_format, {}).get(method.lower())
                     if operation is not None:
                         operation["responses"].setdefault("429", _RESPONSE)

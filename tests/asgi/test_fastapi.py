@@ -113,12 +113,28 @@ def test_the_429_is_in_the_schema(app):
     async def free():
         return None
 
+    @router.get("/list")
+    async def listed():
+        return None
+
+    @router.websocket("/ws")
+    async def no_operation(websocket: WebSocket):
+        return None
+
+    around, inside = APIRouter(), APIRouter()
+
+    @inside.get("/inside")
+    async def within():
+        return None
+
+    around.include_router(inside, prefix="/v1", dependencies=[Depends(limit("9/minute"))])
     app.include_router(router)
+    app.include_router(around)
     for _ in range(2):
         paths = app.openapi()["paths"]
         assert "429" not in paths["/free"]["get"]["responses"]
         assert paths["/r/{id}"]["post"]["responses"]["429"]["description"] == "Mine"
-        for path in ("/a", "/nested"):
+        for path in ("/a", "/nested", "/r/list", "/v1/inside"):
             told = paths[path]["get"]["responses"]["429"]
             assert set(told["headers"]) == {"Retry-After", "RateLimit", "RateLimit-Policy"}
             assert "application/problem+json" in told["content"]
