@@ -119,7 +119,7 @@ class Limit:
         except RateLimited as error:
             if noted is None:
                 raise WebSocketException(_TRY_AGAIN_LATER, "Quota exceeded") from error
-            scope[REFUSED] = error
+            scope[REFUSED].append(error)
             raise
         finally:
             if noted is not None and (self.policy.key is None or hasattr(call, "key")):
@@ -188,11 +188,12 @@ def install(app: FastAPI, *, pipeline: Policy | None = None, **options: Any) -> 
 
 
 class _LimitsMiddleware(ResilienceMiddleware):
-    """The middleware, with a place in the scope where dependencies note what they have counted by."""
+    """The middleware, with places in the scope where dependencies note what they have counted by and refused."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             scope.setdefault(NOTED, [])
+            scope.setdefault(REFUSED, [])
         await super().__call__(scope, receive, send)
 
 

@@ -34,7 +34,8 @@ _OWNER = "ResilienceMiddleware"
 _TRY_AGAIN_LATER = 1013
 
 REFUSED: Final = "resilient.refused"
-"""Where in the scope a dependency of FastAPI leaves the error by which it refuses a request."""
+"""Where in the scope dependencies of FastAPI leave the errors by which they refuse a request: in a list, as
+middleware in between may copy the scope."""
 
 _LEVELS = {level.name.lower().encode(): level for level in Priority}
 
@@ -259,7 +260,7 @@ class ResilienceMiddleware:
     async def _refuse(
         self, error: ResilientError, scope: Scope, receive: Receive, send: Send, call: AsgiCall | None = None
     ) -> None:
-        inside = call is not None and error is call.escaped and scope.get(REFUSED) is not error
+        inside = call is not None and error is call.escaped and error not in scope.get(REFUSED, ())
         refusal = refusal_of(error, call, retry_after=self.retry_after, gateway=self.gateway, inside=inside)
         if scope["type"] == "websocket":
             if not isinstance(call, Handshake) or not call.received:

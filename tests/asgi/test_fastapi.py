@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket
+from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
 from resilient import RateLimit, Timeout
@@ -43,6 +44,21 @@ def test_a_limit_is_a_dependency(app, backend):
     ]
     assert answers[2].headers["content-type"] == "application/problem+json"
     assert answers[2].headers["retry-after"] == "30"
+    assert b'"violated-policies": ["default"]' in answers[2].body
+
+
+def test_middleware_in_between_may_copy_the_scope():
+    class Copying:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            await self.app({**scope}, receive, send)
+
+    app = FastAPI(middleware=[Middleware(Copying)])
+    install(app)
+    answers = run(thrice, at_a(app, limit("2/minute")))
+    assert [answer.status for answer in answers] == [200, 200, 429]
     assert b'"violated-policies": ["default"]' in answers[2].body
 
 
