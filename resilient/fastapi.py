@@ -33,6 +33,7 @@ from resilient.rate import Rate
 
 __all__ = ["Limit", "install", "limit"]
 
+_INSTALLED = "resilient.installed"  # where in the scope the innermost application is that has the middleware
 _TRY_AGAIN_LATER = 1013
 # Newer versions of FastAPI do not make the routes of an included router routes of the application any more.
 _each_of: Callable[[Any], Iterator[Any]] = getattr(routing, "iter_route_contexts", iter)
@@ -104,14 +105,15 @@ class Limit:
         Raises:
             RateLimited: There were too many, for the middleware to answer.
             WebSocketException: The same for a websocket, which FastAPI refuses by it.
-            RuntimeError: `install` was not called.
+            RuntimeError: `install` was not called for the application of the route.
         """
         scope = connection.scope
         noted = scope.get(NOTED)
-        if noted is None and scope["type"] == "http":
+        # A mounted application answers 500 to what it does not know, before the middleware around it could see it.
+        if scope["type"] == "http" and (noted is None or scope[_INSTALLED] is not scope["app"]):
             raise RuntimeError(
                 f"{self!r} needs the middleware: call resilient.fastapi.install(app) where you make the "
-                "application"
+                "application that has the route, a mounted one too"
             )
         call = _Count(_admitted, (scope,), {})
         try:
@@ -194,6 +196,7 @@ class _LimitsMiddleware(ResilienceMiddleware):
         if scope["type"] == "http":
             scope.setdefault(NOTED, [])
             scope.setdefault(REFUSED, [])
+            scope[_INSTALLED] = scope["app"]
         await super().__call__(scope, receive, send)
 
 

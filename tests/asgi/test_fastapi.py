@@ -186,12 +186,21 @@ def test_without_the_middleware_a_limit_says_what_is_missing():
     assert "call resilient.fastapi.install(app) where" in str(answer.error)
 
 
+def test_without_the_middleware_of_its_own_a_limit_of_a_mounted_application_says_so():
+    app = FastAPI()
+    install(app)
+    app.mount("/inner", at_a(FastAPI(), limit("1/minute")))
+    answer = run(ask, app, "/inner/a")
+    assert isinstance(answer.error, RuntimeError)
+    assert "a mounted one too" in str(answer.error)
+
+
 def test_the_middleware_of_a_mounted_application_keeps_what_was_noted():
     inner, outer = FastAPI(), FastAPI()
     install(inner)
     install(outer)
     outer.mount("/inner", at_a(inner, limit("2/minute")))
-    assert run(ask, outer, "/inner/a").status == 200
+    assert [answer.status for answer in run(thrice, outer, "/inner/a")] == [200, 200, 429]
 
 
 def test_one_middleware_of_several_tells_of_a_limit():
