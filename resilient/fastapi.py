@@ -152,6 +152,9 @@ def limit(
         TypeError: An option of the wrong type.
     """
     if isinstance(rate, RateLimit):
+        for option, given, default in (("key", key, client_address), ("burst", burst, None), ("name", name, None)):
+            if given is not default:
+                raise TypeError(f"limit: {option}={given!r} is not allowed beside a RateLimit; give it to that")
         return Limit(rate)
     return Limit(RateLimit(rate, key=key, burst=burst, name=name))
 

@@ -232,6 +232,12 @@ def test_a_bad_limit_is_refused(rate, kind):
         limit(rate)
 
 
+@pytest.mark.parametrize("options", [{"key": None}, {"burst": 2}, {"name": "mine"}])
+def test_options_beside_a_rate_limit_are_refused(options):
+    with pytest.raises(TypeError, match=f"limit: {next(iter(options))}=.* beside a RateLimit"):
+        limit(RateLimit("5/minute"), **options)
+
+
 def test_a_limit_says_what_it_is():
     assert repr(limit("5/minute", key=None)) == "Limit(RateLimit(Rate(5, per=60), burst=5))"
 
