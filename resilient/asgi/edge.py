@@ -51,6 +51,7 @@ class AsgiEdge(Edge):
         repeatable: What else may be run again: methods, or a function of the scope.
         legacy: Whether to tell limits in `X-RateLimit-*` too.
         until_start: Whether deadlines end when a response begins, and not only when it is complete.
+        limited: Whether requests may have a deadline that is not one of the pipeline's.
     """
 
     knows_failures = True
@@ -67,6 +68,7 @@ class AsgiEdge(Edge):
         repeatable: Repeatable = (),
         legacy: bool = False,
         until_start: bool = False,
+        limited: bool = False,
     ) -> None:
         policies, kinds = list(pipeline.walk()), list(members(pipeline))
         self.app = app
@@ -79,7 +81,7 @@ class AsgiEdge(Edge):
         self.listens = bool(self._judges)
         self.ends_at_start: Callable[[Fields], bool] | None = lambda _fields: True
         if not until_start:
-            limited = any(isinstance(policy, Timed) for policy in kinds)
+            limited = limited or any(isinstance(policy, Timed) for policy in kinds)
             self.ends_at_start = is_event_stream if limited else None
         self.limits = Limits([policy for policy in policies if isinstance(policy, RateLimit)], legacy=legacy)
         self.fields: Callable[[AsgiCall], Fields] = self.limits.fields

@@ -149,6 +149,7 @@ class ResilienceMiddleware:
             repeatable=check_repeatable(_OWNER, repeatable),
             legacy=options.flag(_OWNER, "legacy_headers", legacy_headers),
             until_start=deadline_until == "start",
+            limited=deadline_header is not None,
         )
         self._guards = self._link(edge_of, exempt, routes)
         self._websockets = None if websockets is None else self._link_websockets(websockets)

@@ -649,7 +649,9 @@ def test_when_deadlines_end(backend, content_type, options, ended):
 
     seen = []
     run(ask, guarded(app, Timeout(2), **options), backend=backend)
-    assert seen == [ended]
+    of_caller = guarded(app, deadline_header="x-timeout", deadline_margin=0, **options)
+    run(partial(ask, of_caller, headers={"x-timeout": "2"}), backend=backend)
+    assert seen == [ended, ended]
 
 
 @pytest.mark.parametrize(("until", "ended"), [("start", 100.0), ("complete", 2.0)])
