@@ -90,10 +90,10 @@ class TimerQueue:
         self.armed_for: float | None = None  # the time at which the loop is going to look at the head of the queue
         self.knows_thread = hasattr(loop, "_thread_id")  # asyncio's own loops do, uvloop's do not
 
-    def arm(self, loop: asyncio.AbstractEventLoop, at: float, now: float) -> None:
+    def arm(self, loop: asyncio.AbstractEventLoop, at: float, now: float) -> asyncio.TimerHandle:
         """Have the loop look at the head of the queue at this time."""
         self.armed_for = at
-        loop.call_later(max(0.0, at - now), self._fire, loop, at)
+        return loop.call_later(max(0.0, at - now), self._fire, loop, at)
 
     def insert(self, alarm: "Alarm") -> None:
         """Add an alarm; it may come before others, which `begin` knows that its timers do not."""
@@ -126,6 +126,35 @@ class TimerQueue:
                 self.arm(loop, head.at, now)
                 return
             pending.popleft().expire()
+
+
+class LoneTimer(Timer):
+    """A timer at a deadline that another scope has only published: it is as long as none in the queue of a scope.
+
+    So it has a queue of its own, and the loop timer of that ends with it: there is one for each call.
+    """
+
+    __slots__ = ("_handle",)
+
+    def __init__(
+        self, limit: Deadline, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]", now: float
+    ) -> None:
+        super().__init__(limit.at, limit.scope, limit)
+        queue = TimerQueue(loop)
+        self.task = task
+        self.pending = queue.pending
+        self.pending.append(self)
+        self._cancelling = task.cancelling()
+        self._handle = queue.arm(loop, limit.at, now)
+        self.token = _current.set(self)
+
+    def disarm(self) -> None:
+        super().disarm()
+        self._handle.cancel()
+
+    def end(self, error: BaseException | None) -> None:
+        self._handle.cancel()
+        super().end(error)
 
 
 class TimerQueues:
@@ -267,20 +296,18 @@ def begin(scope: "Scope", seconds: float, now: float, queues: TimerQueues) -> Ti
         except RuntimeError:
             return TrioTimer(tighten(scope, seconds, now))
         queue, task = None, current_task(loop)
+    if task is None:
+        raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     at = now + seconds
     around = outer = _current.get()
     if outer is None or outer.at > at:
         outer = None
     elif outer.at <= now:
         raise outer.timed_out()
-    elif outer.__class__ is not Timer:
-        # A scope that only publishes its deadline comes first: it is enforced on its behalf, and as that timer is
-        # not as long as the others in the queue of either scope, it gets a queue of its own.
-        at, scope, queue, outer = outer.at, outer.scope, TimerQueue(loop), None
+    elif not isinstance(outer, Timer):
+        return LoneTimer(outer, loop, task, now)  # it only publishes: this enforces it on its behalf
     elif outer.task is task:
         return None
-    if task is None:
-        raise RuntimeError(f"{scope!r} limits the time of a task, and there is none")
     if queue is None:
         queue = queues.of(loop)
     if queue.armed_for is None:

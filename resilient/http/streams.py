@@ -226,7 +226,7 @@ class AsyncWatch(Watch):
         if runtime.in_trio():
             return anyio.move_on_after(limit.at - runtime.now())
         around = _current.get()
-        if type(around) is Timer and around.at <= limit.at and around.task is asyncio.current_task():
+        if isinstance(around, Timer) and around.at <= limit.at and around.task is asyncio.current_task():
             return _NO_ALARM
         if self._alarm is not None:  # the limit has changed
             self._alarm.disarm()

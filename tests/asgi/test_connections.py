@@ -1,5 +1,8 @@
 """Deadlines that callers send, clients that go away, and processes that end."""
 
+import asyncio
+from functools import partial
+
 import anyio
 import pytest
 
@@ -117,6 +120,16 @@ def test_what_runs_after_the_response_is_not_the_callers_business(backend):
         return answer.status, answer.error, runtime.now()
 
     assert run(scenario, backend=backend) == (200, None, 100.0)
+
+
+def test_answered_requests_leave_no_timers_behind_until_their_deadlines():
+    async def app(scope, receive, send):
+        await replies(200)(scope, receive, send)
+        left.append([timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()])
+
+    left = []
+    run(partial(ask, guarded(app, deadline_header="x-timeout"), headers={"x-timeout": "30"}))
+    assert left == [[]]
 
 
 @pytest.mark.parametrize("policies", [[], [Timeout(30)]])

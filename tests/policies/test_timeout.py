@@ -837,6 +837,14 @@ def test_a_loop_that_was_stopped_in_a_call_leaves_nothing_wrong():
     assert run(policy.acall, asyncio.sleep, 1) is None
 
 
+def test_what_enforces_the_deadline_of_another_scope_keeps_no_loop_timer():
+    async def main():
+        await (Timeout(5, interrupt=False) | Timeout(10)).acall(asyncio.sleep, 1)
+        return [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
+
+    assert run(main) == []
+
+
 def test_outside_of_a_task_there_is_nothing_to_limit():
     async def body():
         return 1
