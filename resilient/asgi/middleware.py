@@ -4,7 +4,7 @@ It is pure ASGI: the application runs in the task that the server has made for t
 the server as it comes, and what it raises is raised.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from inspect import isawaitable
 from typing import Any, Final, Literal, TypeAlias
@@ -206,8 +206,8 @@ class ResilienceMiddleware:
         if kind == "http" and self.health is not None and self.health.handles(scope):
             await self.health(scope, receive, send)
             return
-        if drain is not None and drain.draining and kind == "http" and scope["http_version"].startswith("1"):
-            send = partial(_send_and_close, send)
+        if drain is not None and kind == "http" and scope["http_version"].startswith("1"):
+            send = partial(_send_and_close, drain, send)
         if drain is not None and not drain.enter():
             await self._refuse(Draining("the process is about to end", policy=drain.label), scope, receive, send)
             return
@@ -284,11 +284,11 @@ async def _send_of(call: AsgiCall, message: Message) -> None:
     await (call.begin(message) if message["type"].endswith("http.response.start") else call.forward(message))
 
 
-async def _send_and_close(send: Send, message: Message) -> None:
-    """Send a message of a response after which the client had better open a connection to somebody else."""
-    if message["type"] == "http.response.start":
+def _send_and_close(drain: Drain, send: Send, message: Message) -> Awaitable[None]:
+    """Send a message of a response; while draining the client had better open its next connection elsewhere."""
+    if drain.draining and message["type"] == "http.response.start":
         message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-    await send(message)
+    return send(message)
 
 
 def _instance(option: str, value: Any, kind: type) -> Any:

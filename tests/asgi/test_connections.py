@@ -324,6 +324,16 @@ def test_a_draining_process_serves_and_then_refuses(backend):
     ]
 
 
+def test_the_connection_of_a_request_in_flight_is_closed_too(backend):
+    async def app(scope, receive, send):
+        drain.begin()
+        await replies(200)(scope, receive, send)
+
+    drain = Drain(grace=0)
+    answer = run(ask, guarded(app, drain=drain), backend=backend)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
 def test_requests_in_flight_are_counted_until_they_end(backend):
     async def scenario():
         drain = Drain(grace=1, timeout=20)
