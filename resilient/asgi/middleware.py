@@ -75,8 +75,8 @@ class ResilienceMiddleware:
             application), or None for the usual one; it may be async. Not asked for websockets. Default None.
         deadline_until: When deadlines end: `"complete"`, when the response is, or `"start"`, when it begins.
             Server-sent events have none once they have begun. Default `"complete"`.
-        retry_after: What `Retry-After` says where nobody knows when it is worth coming back, in seconds; up to
-            twice as much, so that not all come at once. Default 1 s.
+        retry_after: What `Retry-After` says where nobody knows when it is worth coming back, as when load is
+            shed, in seconds; up to twice as much, so that not all come at once. Default 1 s.
         repeatable: What a `Retry` may run again besides idempotent methods and requests with an `Idempotency-Key`:
             methods such as `{"POST"}`, or a function of the scope. Default: nothing.
         capture: How many bytes of a failing response are held back, for a policy to put another one in its place;

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resilient import runtime
 from resilient.asgi.exchange import App, Fields, Receive, Scope, Send
-from resilient.errors import CircuitOpen, Draining, RateLimited, ResilientError, TimedOut
+from resilient.errors import CircuitOpen, Draining, RateLimited, ResilientError, Shed, TimedOut
 
 if TYPE_CHECKING:
     from resilient.asgi.exchange import AsgiCall
@@ -119,7 +119,9 @@ def refusal_of(
     else:
         title, kind = "Temporary reduced capacity", f"{_PROBLEMS}temporary-reduced-capacity"
     wait = getattr(error, "retry_after", None)
-    seconds = max(1, math.ceil(runtime.random(retry_after, 2 * retry_after) if wait is None else wait))
+    if wait is None or isinstance(error, Shed):  # which knows when it looks again, and not when the load is less
+        wait = max(wait or 0.0, runtime.random(retry_after, 2 * retry_after))
+    seconds = max(1, math.ceil(wait))
     seconds = min(seconds, _MOST_RETRY_AFTER)
     headers = [(b"retry-after", b"%d" % seconds), (b"cache-control", b"no-store")]
     return Refusal(

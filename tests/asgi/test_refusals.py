@@ -10,7 +10,7 @@ from resilient import Bulkhead, CircuitBreaker, Pipeline, RateLimit, Timeout, ru
 from resilient.asgi import ResilienceMiddleware
 from resilient.asgi.limits import names
 from resilient.asgi.refusals import preferred, refusal_of
-from resilient.errors import BulkheadFull, CircuitOpen, Draining, RateLimited, TimedOut
+from resilient.errors import BulkheadFull, CircuitOpen, Draining, RateLimited, Shed, TimedOut
 from resilient.http import headers
 from resilient.testing import run
 
@@ -100,6 +100,7 @@ def test_why(error, options, status, type_, detail):
         (RateLimited("", policy="p", retry_after=1.01), 2),
         (CircuitOpen("", policy="p", retry_after=0.0), 1),
         (RateLimited("", policy="p", retry_after=1e12), 2**31 - 1),
+        (Shed("", policy="p", retry_after=30.0), 30),
     ],
 )
 def test_how_long_to_wait(error, seconds):
@@ -107,8 +108,9 @@ def test_how_long_to_wait(error, seconds):
     assert (refusal.retry_after, dict(refusal.headers)[b"retry-after"]) == (seconds, b"%d" % seconds)
 
 
-def test_where_nobody_knows_how_long_to_wait_not_all_are_told_the_same():
-    told = {a_refusal(BulkheadFull("", policy="p"), retry_after=5.0).retry_after for _ in range(200)}
+@pytest.mark.parametrize("error", [BulkheadFull("", policy="p"), Shed("", policy="p", retry_after=0.02)])
+def test_where_nobody_knows_how_long_to_wait_not_all_are_told_the_same(error):
+    told = {a_refusal(error, retry_after=5.0).retry_after for _ in range(200)}
     assert told <= set(range(5, 11))
     assert len(told) > 2
 
