@@ -157,7 +157,9 @@ class Health:
 
     def _probe_of(self, scope: Scope) -> str | None:
         path = path_of(scope)
-        return self._probes.get(scope["path"] if path == "/" else path)  # it may be mounted right at a probe
+        if path == "/" and path not in self._probes:  # it may be mounted right at a probe
+            path = path_of({**scope, "root_path": scope.get("app_root_path", "")}).rstrip("/")
+        return self._probes.get(path)
 
     # -- what there is to say ---------------------------------------------------------------------------------
 

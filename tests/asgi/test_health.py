@@ -120,6 +120,14 @@ def test_what_it_handles():
     assert not health.handles({"type": "lifespan"})
 
 
+@pytest.mark.parametrize("root", ["", "/api"])
+def test_mounted_at_the_path_of_a_probe(root):
+    app = Starlette(routes=[Mount("/livez", Health()), Mount("/health", Health(paths={"live": "/"}))])
+    for path, status in (("/livez/", 200), ("/livez/x", 404), ("/health/", 200), ("/health/readyz", 200)):
+        assert asked(app, root + path, root_path=root).status == status
+    assert asked(Health(), "/", root_path=root).status == 404
+
+
 def test_in_starlette():
     health = Health()
     app = Starlette(routes=[Route("/readyz", health), Mount("/health", health)])
