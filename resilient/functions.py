@@ -5,7 +5,6 @@ called (partials, bound methods, callable objects) gets the proxy, which keeps b
 """
 
 import functools
-import inspect
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +13,7 @@ import wrapt
 from resilient import runtime
 from resilient.call import Call, with_own_code
 from resilient.component import Component
-from resilient.options import is_async
+from resilient.options import is_async, is_generator
 
 if TYPE_CHECKING:
     from resilient.policy import Policy
@@ -104,11 +103,7 @@ def refuse_function(policy: "Policy", function: Any) -> None:
             f"{who} cannot guard {function!r}, which guards functions itself: what is decorated by it would get "
             "past this policy. Combine the two by | or in a Pipeline"
         )
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    shapes = (inner, getattr(inner, "__call__", None))  # noqa: B004 - to look at it, not to ask whether it is
-    if any(inspect.isgeneratorfunction(shape) or inspect.isasyncgenfunction(shape) for shape in shapes):
+    if is_generator(function):
         raise TypeError(
             f"{who} cannot guard the generator function {getattr(function, '__qualname__', function)!r}: calling "
             "it only creates a generator, so its body would run unguarded. Guard the function that opens the "

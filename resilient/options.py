@@ -3,6 +3,7 @@
 Every message has the same form: `Timeout: seconds=-1 is not allowed; give a number of seconds > 0`.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -206,6 +207,14 @@ def is_async(function: Any) -> bool:
         and not isinstance(function, type)
         and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
     )
+
+
+def is_generator(function: Any) -> bool:
+    """Tell whether calling this only makes a generator, sync or async, whose body does not run yet."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    shapes = (function, getattr(function, "__call__", None))  # noqa: B004 - to look at it, not to ask whether it is
+    return any(inspect.isgeneratorfunction(shape) or inspect.isasyncgenfunction(shape) for shape in shapes)
 
 
 def misused(owner: str, option: str, value: Any, allowed: str) -> Exception:

@@ -302,6 +302,8 @@ def _named(checks: Any) -> Iterable[tuple[str, Check]]:
     for name, check in checks.items():
         if not isinstance(name, str) or not name or not callable(check) or isinstance(check, type):
             raise options.refuse("Health", "checks", checks, allowed, TypeError)
+        if options.is_generator(check):  # calling it runs nothing, and would always pass
+            raise options.refuse("Health", "checks", checks, f"{allowed}, and no generator functions", TypeError)
     return checks.items()
 
 

@@ -460,6 +460,11 @@ def test_nothing_is_told_without_details():
 # -- options ------------------------------------------------------------------------------------------------------
 
 
+async def session():
+    """Yield a session, as dependencies of FastAPI do, which is no check."""
+    yield
+
+
 @pytest.mark.parametrize(
     ("option", "value", "error"),
     [
@@ -468,6 +473,7 @@ def test_nothing_is_told_without_details():
         ("checks", {1: well}, TypeError),
         ("checks", {"database": 1}, TypeError),
         ("checks", {"database": Retry}, TypeError),
+        ("checks", {"database": session}, TypeError),
         ("breakers", 1, TypeError),
         ("breakers", "abc", TypeError),
         ("breakers", [1], TypeError),
