@@ -5,6 +5,7 @@ called (partials, bound methods, callable objects) gets the proxy, which keeps b
 """
 
 import functools
+import inspect
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn
 
