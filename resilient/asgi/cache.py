@@ -21,8 +21,8 @@ Those who follow hear from the one who leads
                                                      be about the request of the one who leads
     when he was cancelled, or his time was over      the one who has waited longest leads
 
-Nobody knows who asks but the application, so requests with credentials (`WHO`) are answered apart from all others,
-and for them only what says that it is for everybody is kept (RFC 9111 3.5), unless there is a `key=`.
+Nobody knows who asks but the application, so requests with credentials (`rfc9111.WHO`) are answered apart from all
+others, and for them only what says that it is for everybody is kept (RFC 9111 3.5), unless there is a `key=`.
 """
 
 import math

@@ -49,7 +49,6 @@ _KEPT_EXTENSIONS = ("http_version", "reason_phrase")
 _TELLING = frozenset(
     name.encode()
     for name in (
-        *rfc9111.CREDENTIALS,
         *rfc9111._CONDITIONS,
         *("cache-control", "content-length", "pragma", "transfer-encoding", "upgrade"),
     )
@@ -457,7 +456,8 @@ class HttpCache(ResponseCache[_Visit]):
 
 def _telling(headers: Any) -> list[tuple[bytes, bytes]]:
     """Return the fields of a request that tell a cache something: to look at a few many times takes less long."""
-    return [field for field in headers.raw if field[0].lower() in _TELLING]
+    says_who = rfc9111.says_who
+    return [field for field in headers.raw if field[0].lower() in _TELLING or says_who(field[0])]
 
 
 def _in_memory(edge: HttpEdge, response: Any) -> bytes | None:

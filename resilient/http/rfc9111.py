@@ -14,6 +14,7 @@ seconds.
 Where directives conflict, or one cannot be read, the most restrictive reading counts (RFC 9111 4.2.1).
 """
 
+import functools
 import hashlib
 import math
 import re
@@ -33,8 +34,13 @@ Forward: TypeAlias = Literal["bypass", "method", "uri-miss", "vary-miss", "miss"
 STALE_ON: Final = frozenset({500, 502, 503, 504})
 """The statuses on which a stale answer may be used in place of the one received (RFC 5861 4)."""
 
-CREDENTIALS: Final = ("authorization", "cookie", "proxy-authorization", "x-api-key", "api-key", "x-auth-token")
-"""The request fields that say who asks."""
+WHO: Final = re.compile(
+    rb"(?!sec-)(?:.*-)?(?:authorization|cookie|token|accesstoken|[a-z]*api-?key|(?:access|auth|subscription)-key"
+    rb"|secret|assertion|jwt|session|session-id|tenant|tenant-id|principal|user|user-id|username|email|groups"
+    rb"|client-cert)|x-amzn-oidc-.*|x-ms-client-principal-.*|(?:x-)?ssl-client-.*"
+)
+"""The names of request fields that say who asks, those that proxies add after a login among them: a service may
+call its tokens as it likes, and to tell too many people apart does no harm."""
 
 HEURISTICALLY_CACHEABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 451})
 """Statuses that may be kept without a word from the origin (RFC 9110 15.1, RFC 7725 3); no parts and no 5xx."""
@@ -309,17 +315,28 @@ def cache_key(method: str, url: object) -> str:
     return f"{'GET' if method == 'HEAD' else method} {_normalised(url)}"
 
 
-def credentials_key(request_headers: Headers, also: Iterable[str] = ()) -> str | None:
+@functools.lru_cache(1024)
+def says_who(name: str | bytes) -> bool:
+    """Tell whether a request field of this name, in any case of letters, says who asks.
+
+    It remembers the names: not for those that come from outside.
+    """
+    return WHO.fullmatch(_bytes(name).lower()) is not None
+
+
+def credentials_key(request_headers: Headers) -> str | None:
     """Return a digest of who asks, None if nobody says: an answer must never be used across two of these.
 
     RFC 9111 3.5 protects only `Authorization`, and only in shared caches.
 
     Args:
         request_headers: The fields of the request as it was sent.
-        also: Names in lower case of more fields that say who asks, besides `CREDENTIALS`. Default none.
     """
-    found = [(name, values) for name in (*CREDENTIALS, *also) if (values := lines(request_headers, name))]
-    return _digest(found) if found else None
+    found: dict[str, list[str]] = {}
+    for name, value in pairs(request_headers):
+        if says_who(name):
+            found.setdefault(_text(name).lower(), []).append(_text(value).strip(" \t"))
+    return _digest(sorted(found.items())) if found else None
 
 
 def vary_key(response_headers: Headers, request_headers: Headers) -> str | None:

@@ -587,7 +587,7 @@ def test_c33_the_wall_clock_may_be_set(sync_kit, wall, step):
 # -- for whom -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Api-Key", "Api-Key", "X-Auth-Token"])
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Api-Key", "X-Auth-Token", "Private-Token"])
 def test_c8_nobody_gets_what_another_one_has_asked_for(sync_kit, name):
     async def scenario():
         answers = {None: b"public", "Lovelace": b"of ada", "bob": b"of bob"}

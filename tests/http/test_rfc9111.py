@@ -514,11 +514,29 @@ def test_credentials_keys():
     assert credentials_key([("Cookie", "a"), ("Cookie", "b")]) != credentials_key([("Cookie", "a, b")])
 
 
-def test_credentials_may_be_in_other_fields():
-    assert credentials_key([("X-Tenant", "a")]) is None
-    assert credentials_key([("X-Tenant", "a")], also=["x-tenant"]) != credentials_key(
-        [("X-Tenant", "b")], also=["x-tenant"]
-    )
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Private-Token", "X-Vault-Token", "X-Shopify-Access-Token", "X-Amz-Security-Token", "X-Session-Id"),
+        *("apikey", "DD-API-KEY", "X-Goog-Api-Key", "X-RapidAPI-Key", "Ocp-Apim-Subscription-Key", "X-Auth-Key"),
+        *("X-Tenant", "X-Client-Secret", "X-User-Id", b"private-token"),
+    ],
+)
+def test_credentials_may_be_in_other_fields(name):
+    ada, bob = (credentials_key([(name, value)]) for value in ("ada", "bob"))
+    assert None not in {ada, bob}
+    assert ada != bob
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("User-Agent", "Accept", "Host", "Idempotency-Key", "Sec-WebSocket-Key", "X-Request-Id", "Traceparent"),
+        *("X-Monkey", "Keep-Alive", "Tokens"),
+    ],
+)
+def test_other_fields_do_not_say_who_asks(name):
+    assert credentials_key([(name, "ada")]) is None
 
 
 # -- what is kept of the fields -------------------------------------------------------------------------------
