@@ -30,9 +30,14 @@ class Deadline:
         at: The time in seconds of `runtime.now()`.
         scope: The policy that set it.
         outer: The later deadline around it, or None.
+
+    Attributes:
+        published: Whether it is only there to be looked at, and does not end the call by itself.
     """
 
     __slots__ = ("_told", "at", "cancels", "outer", "scope")
+
+    published = True
 
     cancels: "tuple[Any, ...]"
 
@@ -44,7 +49,7 @@ class Deadline:
     def due(self) -> "Deadline":
         """Return the outermost deadline that has passed as well, if nobody but this one ends the call for it."""
         deadline, now = self, runtime.now()
-        while deadline.outer is not None and deadline.outer.__class__ is Deadline and deadline.outer.at <= now:
+        while deadline.outer is not None and deadline.outer.published and deadline.outer.at <= now:
             deadline = deadline.outer
         return deadline
 

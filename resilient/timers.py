@@ -40,6 +40,8 @@ class Timer(Deadline):
 
     __slots__ = ("_cancelling", "pending", "task", "token")
 
+    published = False
+
     token: "Token[Deadline | None]"
 
     task: "asyncio.Task[Any] | None"

@@ -5,9 +5,24 @@ from typing import Any
 from resilient import deadline, events, timers
 from resilient.asgi.exchange import AsgiCall, Scope
 from resilient.call import AsyncNext
+from resilient.deadline import Deadline
 from resilient.errors import TimedOut
 from resilient.http.deadline_header import DeadlineHeader
 from resilient.kinds import Scope as Timed
+
+
+class _Asked(Deadline):
+    """The deadline of one request, which knows how many seconds it gave: each request may have another number."""
+
+    __slots__ = ("seconds",)
+
+    scope: "Incoming"
+    seconds: float
+
+    def timed_out(self) -> TimedOut:
+        told = hasattr(self, "_told")
+        self._told = True
+        return self.scope.timed_out(tell=not told, seconds=self.seconds)
 
 
 class Incoming(Timed):
@@ -32,9 +47,9 @@ class Incoming(Timed):
     def limit(self) -> float:
         return self.cap
 
-    def timed_out(self, *, tell: bool = True) -> TimedOut:
+    def timed_out(self, *, tell: bool = True, seconds: float | None = None) -> TimedOut:
         if tell:
-            self.emit(events.TimeoutExpired, seconds=self.cap)
+            self.emit(events.TimeoutExpired, seconds=self.cap if seconds is None else seconds)
         return TimedOut(policy=self.label)
 
     def asked(self, scope: Scope) -> float | None:
@@ -54,8 +69,12 @@ class Incoming(Timed):
             if seconds is None:
                 return await chain(call)
             if seconds <= 0:
-                raise self.timed_out()
-            token = deadline._current.set(deadline.tighten(self, seconds, call.now))
+                raise self.timed_out(seconds=0.0)
+            limit = around = call.around
+            if around is None or around.at > call.now + seconds:
+                limit = _Asked(call.now + seconds, self, around)
+                limit.seconds = seconds
+            token = deadline._current.set(limit)
             try:
                 timer = timers.begin(self, self.cap, call.now, self._queues)
                 if timer is None:  # the deadline around this comes first, and ends the call

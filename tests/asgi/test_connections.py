@@ -60,7 +60,7 @@ def test_work_ends_at_the_deadline_of_the_caller(backend, policies):
     with capture_events() as events:
         status, now = run(scenario, backend=backend)
     assert (status, round(now, 6)) == (503, 2.98)
-    assert {event.policy for event in events} == {"deadline of the caller"}
+    assert [(event.policy, event.seconds) for event in events] == [("deadline of the caller", 2.98)]
 
 
 def test_a_caller_can_only_shorten_what_is_done(backend):
