@@ -14,6 +14,7 @@ Results of checks are kept for a moment, and one run of a check answers all who 
 to no load on a dependency, however many there are.
 """
 
+import asyncio
 import contextvars
 import functools
 import inspect
@@ -229,7 +230,10 @@ class _CachedCheck:
                 answer = await self._ask()
                 if not answer and answer is not None:
                     output = f"returned {answer!r}"
-            except Exception as raised:
+            except (Exception, asyncio.CancelledError) as raised:
+                task = asyncio.current_task() if isinstance(raised, asyncio.CancelledError) else None
+                if task is not None and task.cancelling():
+                    raise  # it is the probe that was cancelled, and not what the check has awaited
                 error = raised
                 output = f"{type(raised).__name__}: {raised}"
         if limit.cancelled_caught:

@@ -256,6 +256,16 @@ def raises(error):
     return check
 
 
+def test_a_check_that_awaits_what_was_cancelled_fails():
+    async def consumer():
+        task = asyncio.ensure_future(asyncio.sleep(1))
+        task.cancel()
+        await task
+
+    answer = asked(Health(checks={"consumer": consumer}, details=True))
+    assert answer.seen == (503, "fail\nconsumer: fail: CancelledError: ")
+
+
 @pytest.mark.parametrize(
     ("check", "reason"),
     [
