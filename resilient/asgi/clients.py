@@ -20,7 +20,7 @@ Keys are short. Texts that a client has chosen become a hash with a secret of th
 fill the memory nor tell an API key.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
 from functools import lru_cache, partial
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -262,6 +262,7 @@ def header(name: str, *, otherwise: Key = client_address) -> Key:
         TypeError: An option of the wrong type.
         ValueError: The name is not the name of a header.
     """
+    _refuse_scope(name, 'header("x-api-key")', "header")
     name = options.header_name("header", "name", name)
     return _Header(name, options.function("header", "otherwise", otherwise))
 
@@ -314,6 +315,7 @@ def user(get: Callable[[Scope], Any] | None = None, *, otherwise: Key = client_a
     Raises:
         TypeError: An option of the wrong type. From the function: `get` returned something else.
     """
+    _refuse_scope(get, "user()", "user")
     return _User(
         _identity if get is None else options.function("user", "get", get),
         options.function("user", "otherwise", otherwise),
@@ -330,6 +332,12 @@ def _host(scope: Scope) -> str | None:
 
 
 # -- the rest -----------------------------------------------------------------------------------------------------
+
+
+def _refuse_scope(option: Any, right: str, wrong: str) -> None:
+    """Refuse what a request calls `key=header` with, without showing it: credentials are in it."""
+    if isinstance(option, MutableMapping):
+        raise TypeError(f"{wrong} makes a key of a scope, and is none; write key={right} in place of key={wrong}")
 
 
 def _configured(hops: Any, networks: Any, header: Any, prefix: Any) -> Callable[[Scope], str]:

@@ -756,3 +756,13 @@ def test_policies_show_and_copy_their_keys(key, shown):
         assert repr(other) == repr(limit)
         if "len" not in shown:
             assert other.key(told) == key(told)
+
+
+@pytest.mark.parametrize(("maker", "right"), [(header, 'header("x-api-key")'), (user, "user()")])
+def test_a_maker_of_keys_is_no_key_and_does_not_show_the_request(maker, right):
+    scope = {"type": "http", "headers": [(b"authorization", b"s3cret")], "client": ("192.0.2.1", 1)}
+    with pytest.raises(
+        TypeError, match=f"write key={re.escape(right)} in place of key={maker.__name__}$"
+    ) as caught:
+        RateLimit("1/s", key=maker).call(lambda scope: None, scope)
+    assert "s3cret" not in str(caught.value)
