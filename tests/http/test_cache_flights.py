@@ -1071,6 +1071,8 @@ def test_bytes_are_bounded():
     assert not store.add(entry_of(store, "huge", fields=huge))
     assert store.add(entry_of(store, "long", body=b"", fields=[(b"x", b"y" * (cache_store.TOTAL_BYTES - 1025))]))
     assert len(store) == 1
+    store.wrote([f"url{number}" for number in range(100)])  # nothing is left by which those that went are known
+    assert set(store._places) == set(store._varies) == {"long"}
 
 
 def test_writes_that_there_is_no_room_for_count_for_all():
