@@ -79,11 +79,10 @@ class Issued:
         asked_at: When it was asked for.
         early_at: When it is to be renewed.
         expires_at: When it is good no more.
-        number: The flight that brought it.
         spared_until: Until when a refusal is no reason to renew it.
     """
 
-    __slots__ = ("asked_at", "early_at", "expires_at", "header", "number", "spared_until")
+    __slots__ = ("asked_at", "early_at", "expires_at", "header", "spared_until")
 
     def __init__(self, flight: "Flight", token: Token, early: float) -> None:
         life = math.inf if token.expires_in is None else float(token.expires_in)
@@ -92,7 +91,6 @@ class Issued:
         self.asked_at = flight.started_at
         self.expires_at = flight.started_at + life
         self.early_at = self.expires_at - min(early, life / 2)
-        self.number = flight.number
         self.spared_until = -math.inf
 
 
