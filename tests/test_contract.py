@@ -114,7 +114,7 @@ LEGIT = {
 }
 SHARED = {"breaker", "budget"}  # handed in to be shared, also by copies
 NEEDED = {"Retry.on"}  # for plain functions
-COMPANIONS = {"Bulkhead.wait": "queue"}  # what means nothing alone
+COMPANIONS = {"Bulkhead.wait": "queue", "CircuitBreaker.slow_rate": "slow"}  # what means nothing alone
 # Strange values that are allowed all the same.
 ALLOWED = {
     "cost": ["a_function"],

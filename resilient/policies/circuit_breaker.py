@@ -200,12 +200,15 @@ class CircuitBreaker(Gate):
         if self.consecutive is not None and (self.last is not None or self.slow is not None):
             other = "last" if self.last is not None else "slow"
             raise options.refuse(me, other, getattr(self, other), "None, as there is no window with consecutive=")
+        changed = self.changed_options()
         if self.consecutive is not None:
-            for option in sorted(
-                self.changed_options() & {"failure_rate", "minimum_calls", "slow_rate", "window"}
-            ):
+            for option in sorted(changed & {"failure_rate", "minimum_calls", "slow_rate", "window"}):
                 allowed = "nothing, as there is no window with consecutive="
                 raise options.refuse(me, option, getattr(self, option), allowed)
+        if self.last is not None and "window" in changed:
+            raise options.refuse(me, "window", self.window, "nothing, as last= counts calls instead of seconds")
+        if self.slow is None and "slow_rate" in changed:
+            raise options.refuse(me, "slow_rate", self.slow_rate, "nothing without slow=, as no call is slow then")
         if self.key is not None and (self.storage is not None or self.breaker is not None):
             other = "storage=" if self.breaker is None else "an existing breaker"
             raise options.refuse(me, "key", self.key, f"None, as {other} holds a single state")

@@ -647,6 +647,8 @@ def test_it_is_idle_when_closed_with_nothing_counted(clock):
         ({"consecutive": 2, "last": 50}, ValueError, "last=50 is not allowed; give None"),
         ({"consecutive": 2, "slow": 1}, ValueError, "slow=1.0 is not allowed; give None"),
         ({"consecutive": 2, "failure_rate": 0.1}, ValueError, "failure_rate=0.1 is not allowed; give nothing, as"),
+        ({"last": 50, "window": 5}, ValueError, "window=5.0 .* counts calls instead of seconds"),
+        ({"slow_rate": 0.1}, ValueError, "slow_rate=0.1 .* no call is slow"),
         ({"consecutive": 2, "minimum_calls": 5}, ValueError, "minimum_calls=5 .* no window with consecutive="),
         ({"open_for": 0}, ValueError, "open_for=0"),
         ({"max_open_for": 1}, ValueError, "max_open_for=1.0 is not allowed; give at least open_for=5"),

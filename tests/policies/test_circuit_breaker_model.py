@@ -119,16 +119,11 @@ class Machine(RuleBasedStateMachine):
             slow, consecutive = None, minimum
             options |= {"consecutive": minimum}
         else:
-            options |= {
-                "minimum_calls": minimum,
-                "failure_rate": rate,
-                "slow_rate": rate,
-                "slow": slow,
-                "window": 5,
-            }
+            options |= {"minimum_calls": minimum, "failure_rate": rate}
+            options |= {} if slow is None else {"slow": slow, "slow_rate": rate}
             if kind == "count":
                 last = minimum + extra
-                options |= {"last": last}
+            options |= {"window": 5} if last is None else {"last": last}
         self.breaker = CircuitBreaker(**options)
         self.model = Model(
             rate=rate,
