@@ -69,6 +69,9 @@ class Deadline:
         return self.scope.timed_out(tell=not told)
 
 
+SOONER = 0.01
+"""Seconds before a deadline at which mere waiting ends: a cancellation could not say what it was waiting for."""
+
 FAR_AWAY = 2_000_000.0
 """Seconds; milliseconds of more do not fit into what operating systems take."""
 
@@ -95,6 +98,11 @@ def check() -> None:
     deadline = _current.get()
     if deadline is not None and runtime.now() >= deadline.at:
         raise deadline.timed_out()
+
+
+def waiting_time(left: float) -> float:
+    """Return how many of the seconds that are left may be spent on waiting."""
+    return left - min(SOONER, left / 4)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Partitions: one policy for each key, such as a circuit breaker for each host."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Hashable, Iterator
-from typing import Any, NoReturn, TypeAlias, cast
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NoReturn, TypeAlias
 from weakref import WeakKeyDictionary
 
 from cachetools import Cache, LRUCache
@@ -56,7 +56,13 @@ class Keyed(Policy):
             self.judge = self._judge
 
     def link(self, nxt: Next, edge: Edge) -> Next:
-        probe = self._make().link(nxt, edge)  # a policy that does not fit the edge says so now
+        return self._keyed(edge, lambda policy: policy.link(nxt, edge))
+
+    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
+        return self._keyed(edge, lambda policy: policy.alink(nxt, edge))
+
+    def _keyed(self, edge: Edge, link: Callable[[Policy], Callable[[Call], Any]]) -> Callable[[Call], Any]:
+        probe = link(self._make())  # a policy that does not fit the edge says so now
         key_of = edge.key if self.key is None else self._key_of
         links: _Links = WeakKeyDictionary()  # here and not there: partitions outlive the transports of a client
         last: tuple[object, Any] = None, None
@@ -71,31 +77,9 @@ class Keyed(Policy):
             if known is not partition:
                 linked = links.get(partition)
                 if linked is None:
-                    linked = links.setdefault(partition, with_own_code(partition.policy.link(nxt, edge)))
+                    linked = links.setdefault(partition, with_own_code(link(partition.policy)))
                 last = partition, linked
             return linked(call)
-
-        return covered(keyed, probe)
-
-    def alink(self, nxt: AsyncNext, edge: Edge) -> AsyncNext:
-        probe = self._make().alink(nxt, edge)
-        key_of = edge.key if self.key is None else self._key_of
-        links: _Links = WeakKeyDictionary()  # here and not there: partitions outlive the transports of a client
-        last: tuple[object, Any] = None, None
-
-        def keyed(call: Call) -> Awaitable[Any]:
-            nonlocal last
-            key = key_of(call)
-            partition = self._last
-            if partition is None or partition.key != key:
-                partition = self._partition(key)
-            known, linked = last
-            if known is not partition:
-                linked = links.get(partition)
-                if linked is None:
-                    linked = links.setdefault(partition, with_own_code(partition.policy.alink(nxt, edge)))
-                last = partition, linked
-            return cast("Awaitable[Any]", linked(call))
 
         return covered(keyed, probe)
 

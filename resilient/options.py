@@ -182,7 +182,7 @@ def matcher(wanted: "Errors") -> Callable[[Exception], object]:
 
 
 def naming(wanted: "Errors") -> Callable[[Exception], bool]:
-    """Return a function that tells whether an error is wanted for its status or by a function, whatever it is."""
+    """Return a function that tells whether an error is wanted by its status or by a function."""
     codes, deciders = statuses(wanted), functions(wanted)
 
     def names(error: Exception) -> bool:

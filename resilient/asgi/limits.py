@@ -48,13 +48,10 @@ class Limits:
         if NOTED in call.scope:
             return self._fields_of_all(call)
         (only,) = self._limits
-        limit = only.limit
-        if limit.key is None:
-            left, reset = limit.left()
-        elif limit in call.keys:
-            left, reset = limit.left(call.keys[limit])
-        else:
+        found = _left(only.limit, call)
+        if found is None:
             return []
+        left, reset = found
         return [self._policy, (b"ratelimit", only.state % (left, ceil(reset)))]
 
     def _fields_of_all(self, call: "AsgiCall") -> "Fields":
@@ -67,12 +64,10 @@ class Limits:
         numbers: list[tuple[float, int, int, int]] = []
         for each in limits:
             limit = each.limit
-            if limit.key is None:
-                left, reset = limit.left()
-            elif limit in call.keys:
-                left, reset = limit.left(call.keys[limit])
-            else:
-                continue  # another one has refused the call before
+            found = _left(limit, call)
+            if found is None:
+                continue
+            left, reset = found
             seconds = ceil(reset)
             states.append(each.state % (left, seconds))
             told.append(each)
@@ -105,6 +100,13 @@ class _Told(NamedTuple):
     name: str
     policy: bytes
     state: bytes
+
+
+def _left(limit: RateLimit, call: "AsgiCall") -> tuple[int, float] | None:
+    """Return what is left for a call; None if another limit has refused it before."""
+    if limit.key is None:
+        return limit.left()
+    return limit.left(call.keys[limit]) if limit in call.keys else None
 
 
 def _told(limits: Sequence[RateLimit]) -> list[_Told]:

@@ -57,7 +57,6 @@ _ANSWERED_LATE = (
 _PROTOCOLS = frozenset({"h2", "httpcore", "httpcore2"})
 _REMEMBERED = 16  # connections that have ended a moment ago
 _TIMEOUTS = ("connect", "read", "write", "pool")
-_SOONER = 0.01  # s before a deadline, waits that send nothing end by themselves: a cancellation could not say so
 _DRAIN_BYTES = 64 * 1024
 
 
@@ -401,7 +400,7 @@ class HttpEdge(Edge):
         """Tell whether a timeout of the client is really that of a deadline."""
         if not isinstance(error, self._timeouts) or isinstance(error, TimedOut):
             return False
-        sooner = _SOONER if isinstance(error, self._before_sending) else 0.0
+        sooner = deadline.SOONER if isinstance(error, self._before_sending) else 0.0
         return runtime.now() >= limit.at - sooner - CLOCKS_DIFFER
 
     def _worth_buffering(self, call: HttpCall, response: Any) -> Any:
@@ -580,7 +579,7 @@ def _keeps(request: Any, left: float) -> bool:
 def _clip(timeouts: dict[str, Any], left: float) -> None:
     for name in _TIMEOUTS:
         own = timeouts.get(name)
-        most = left if name in {"read", "write"} else left - min(_SOONER, left / 4)
+        most = left if name in {"read", "write"} else deadline.waiting_time(left)
         if own is None or own > most:
             timeouts[name] = most
 

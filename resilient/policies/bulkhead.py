@@ -25,8 +25,6 @@ from resilient.kinds import Gate
 from resilient.priority import _current
 from resilient.ticket import Ticket
 
-_SOONER = 0.01  # s before its deadline a call gives up its place: a timeout could not say what it was waiting for
-
 
 @dataclass(frozen=True, slots=True)
 class BulkheadStatistics:
@@ -138,7 +136,7 @@ class Bulkhead(Gate):
         expires_at = None if self.wait is None else now + self.wait
         limit = deadline.current()
         if limit is not None:
-            soon = limit.at - min(_SOONER, (limit.at - now) / 4)
+            soon = now + deadline.waiting_time(limit.at - now)
             if expires_at is None or soon < expires_at:
                 expires_at = soon
             else:

@@ -169,7 +169,7 @@ class CircuitBreaker(Gate):
         self.max_keys = options.whole(me, "max_keys", max_keys)
         self._check_combination()
         self._observers = pybreaker_bridge.observers(self)
-        self._names, self._matches = options.naming(self.on), options.matcher(options.classes(self.on))
+        self._names, self._matches = options.naming(self.on), options.matcher(self.on)
         self._decides = options.functions(self.on) == (self.on,)
         self.times_successes = self.slow is not None  # else a success may as well count from when its call began
         self._slow_from = float("inf") if self.slow is None else self.slow

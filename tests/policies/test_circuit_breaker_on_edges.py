@@ -648,5 +648,17 @@ def test_a_predicate_beside_other_things_makes_an_error_a_failure_and_does_not_d
     assert (policy.statistics().calls, policy.statistics().failures) == (4, 3)
 
 
+def test_a_group_is_a_failure_if_each_error_in_it_is_named_in_some_way(clock):
+    class Busy(Exception):
+        status = 503
+
+    policy = CircuitBreaker(last=20, on=(OSError, 503, lambda error: "late" in str(error)))
+    named = [OSError(), Busy(), ValueError("late")]
+    for errors in (named, [*named, ValueError("other")]):
+        with pytest.raises(ExceptionGroup):
+            policy.call(flaky(ExceptionGroup("several", errors)))
+    assert (policy.statistics().calls, policy.statistics().failures) == (2, 1)
+
+
 def test_the_edge_of_functions_blames_the_function():
     assert FUNCTION.blames(Unclear()) is True
