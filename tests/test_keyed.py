@@ -1,6 +1,8 @@
 """Partitions: one policy for each key."""
 
+import gc
 import sys
+import weakref
 from threading import Barrier, Thread
 
 import anyio
@@ -718,3 +720,14 @@ def test_a_block_has_no_arguments_to_take_a_key_from():
             TypeError, match="Keyed cannot guard a `with` block: the key is taken from the arguments"
         ):
             enter()
+
+
+def test_a_partition_that_was_forgotten_is_let_go():
+    keyed = Keyed(lambda: CircuitBreaker(consecutive=1), key=lambda number: number, max_keys=2)
+    guarded = keyed(lambda number: number)
+    guarded(0)
+    first = weakref.ref(keyed.of(0))
+    for number in (1, 2, 3):
+        guarded(number)
+    gc.collect()
+    assert first() is None

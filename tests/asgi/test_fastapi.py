@@ -203,6 +203,14 @@ def test_the_middleware_of_a_mounted_application_keeps_what_was_noted():
     assert [answer.status for answer in run(thrice, outer, "/inner/a")] == [200, 200, 429]
 
 
+def test_the_limit_of_the_middleware_and_that_of_a_route_are_both_told():
+    app = FastAPI()
+    install(app, pipeline=RateLimit("9/minute", name="all"))
+    answer = run(ask, at_a(app, limit("2/minute", name="route")), "/a")
+    (told,) = [value for name, value in answer.messages[0]["headers"] if name == b"ratelimit"]
+    assert [member.partition(b";")[0] for member in told.split(b", ")] == [b'"all"', b'"route"']
+
+
 def test_one_middleware_of_several_tells_of_a_limit():
     app = FastAPI()
     install(app)

@@ -1325,3 +1325,11 @@ def test_a_bad_option_is_named_with_its_value_and_what_is_allowed(args, options,
 def test_there_is_no_default():
     with pytest.raises(TypeError):
         Timeout()
+
+
+def test_the_timer_of_a_deadline_that_is_only_published_goes_with_its_call():
+    async def main():
+        await (Timeout(30, interrupt=False) | Timeout(60)).acall(asyncio.sleep, 0)
+        return [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
+
+    assert asyncio.run(main()) == []
